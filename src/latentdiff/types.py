@@ -1,0 +1,163 @@
+"""What the parts of latentdiff hand to each other: the batch, the conditioning, and the protocols that parts obey.
+
+Symbols follow docs/math.md: t in [0, 1] with 0 = data and 1 = noise, ``x_t = alpha(t) x0 + sigma(t) noise``.
+Shapes: B samples, (H, W) pixels, (C, h, w) latents, (L, D) tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class Batch:
+    """One rank's consecutive part of a global batch, as the loader delivers it.
+
+    ``number``, ``start`` and ``total`` say which part: every random draw of training depends on the seed, the
+    batch number and the sample's position in the global batch alone (see ``diffusion.noise``).
+    """
+
+    keys: list[str]
+    image: Tensor | None = None
+    """uint8 (B, 3, H, W)."""
+    caption: list[str] | None = None
+    """One string per sample, empty where the sample has none."""
+    label: Tensor | None = None
+    """int64 (B,), -1 where the sample has none."""
+    attributes: list[dict] | None = None
+    """The sample's parsed ``.json``."""
+    number: int = 0
+    """Global batches seen before this one since training began."""
+    start: int = 0
+    """Position of the first sample in the global batch."""
+    total: int | None = None
+    """Samples in the global batch; ``len(self)`` when None."""
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    @property
+    def global_size(self) -> int:
+        return len(self) if self.total is None else self.total
+
+    def pin_memory(self) -> Batch:
+        pinned = {f.name: v.pin_memory() for f in fields(self) if isinstance(v := getattr(self, f.name), Tensor)}
+        return replace(self, **pinned)
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """What a backbone is conditioned on; each part may be absent."""
+
+    tokens: Tensor | None = None
+    """(B, L, D), read through cross-attention."""
+    mask: Tensor | None = None
+    """bool (B, L), True where a token is real."""
+    vector: Tensor | None = None
+    """(B, V), added to the time embedding."""
+    spatial: Tensor | None = None
+    """(B, S, h, w), concatenated to the latent."""
+
+    def where(self, keep: Tensor, null: Conditioning) -> Conditioning:
+        """This conditioning where ``keep`` (bool, (B,)) is true, ``null`` elsewhere."""
+        return self._zip(null, lambda a, b: torch.where(keep.view(-1, *[1] * (a.ndim - 1)), a, b))
+
+    def cat(self, other: Conditioning) -> Conditioning:
+        """Both along the batch axis; both must have the same parts."""
+        return self._zip(other, lambda a, b: torch.cat([a, b]))
+
+    def _zip(self, other: Conditioning, combine: Callable[[Tensor, Tensor], Tensor]) -> Conditioning:
+        joined = {}
+        for f in fields(self):
+            a, b = getattr(self, f.name), getattr(other, f.name)
+            if (a is None) != (b is None):
+                raise ValueError(f"conditionings differ in their parts: '{f.name}' is present in only one of them")
+            joined[f.name] = None if a is None else combine(a, b)
+        return Conditioning(**joined)
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """The conditioning of a batch beside what guidance compares it with."""
+
+    cond: Conditioning
+    null: Conditioning
+
+
+class Path(Protocol):
+    """A Gaussian probability path ``x_t = alpha(t) x0 + sigma(t) noise``."""
+
+    def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]: ...
+    def derivatives(self, t: Tensor) -> tuple[Tensor, Tensor]: ...
+    def log_snr(self, t: Tensor) -> Tensor: ...
+    def mix(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor: ...
+    def network_time(self, t: Tensor) -> Tensor: ...
+
+
+class Parameterization(Protocol):
+    """What the network predicts, and how x0 follows from it."""
+
+    def target(self, x0: Tensor, noise: Tensor, path: Path, t: Tensor) -> Tensor: ...
+    def to_x0(self, output: Tensor, x_t: Tensor, path: Path, t: Tensor) -> Tensor: ...
+    def x0_gain(self, path: Path, t: Tensor) -> Tensor: ...
+
+
+class Backbone(Protocol):
+    """(B, C, h, w), network time (B,), conditioning -> (B, C, h, w)."""
+
+    def __call__(self, x: Tensor, t: Tensor, cond: Conditioning) -> Tensor: ...
+
+
+class Codec(Protocol):
+    """Frozen stage one with per-channel whitening: latents have mean 0 and variance 1 over the training data."""
+
+    channels: int
+    factor: int
+
+    def moments(self, image: Tensor) -> tuple[Tensor, Tensor]: ...
+    def draw(self, moments: tuple[Tensor, Tensor], noise: Tensor) -> Tensor: ...
+    def decode(self, z: Tensor) -> Tensor: ...
+
+
+@runtime_checkable
+class Conditioner(Protocol):
+    """Turns a batch into conditioning. With ``draws``, drops its condition per sample with its own probability."""
+
+    def __call__(self, batch: Batch, codec: Codec | None, draws: object | None = None) -> Conditioning: ...
+    def null(self, n: int) -> Conditioning: ...
+
+
+Denoise = Callable[[Tensor, Tensor], Tensor]
+"""(x_t (B, C, h, w), t (B,)) -> x0_hat (B, C, h, w)."""
+
+NoiseAt = Callable[[int], Tensor]
+"""Step number -> standard normal noise of the state's shape."""
+
+OnStep = Callable[[int, Tensor, Tensor, Tensor], Tensor | None]
+"""(step, t_next 0-dim, x at t_next, x0_hat) -> replacement of x, or None to go on with it."""
+
+
+class Sampler(Protocol):
+    """Solves from ``x`` at ``times[0]`` down to ``times[-1]``; keeps no state between calls."""
+
+    def __call__(
+        self, denoise: Denoise, path: Path, x: Tensor, times: Tensor, noise_at: NoiseAt, on_step: OnStep | None = None
+    ) -> Tensor: ...
+
+
+class Guidance(Protocol):
+    """Combines the denoiser's answers under several conditions into one x0_hat."""
+
+    def __call__(self, denoiser: object, x_t: Tensor, t: Tensor, conditions: Conditions) -> Tensor: ...
+
+
+class Metric(Protocol):
+    """Accumulates over generated images, keyed by index; ``compute`` is the same on every rank."""
+
+    def update(self, images: Tensor, batch: Batch) -> None: ...
+    def compute(self) -> dict[str, float]: ...
