@@ -1,0 +1,111 @@
+"""Stage one: LDM's convolutional autoencoder (arXiv:2112.10752, section 3.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from latentdiff.config.errors import InputError
+from latentdiff.models.autoencoder.bottleneck import KL, DiagonalGaussian
+from latentdiff.models.autoencoder.encoder_decoder import Decoder, Encoder
+
+
+class Autoencoder(nn.Module):
+    """Images (B, in_channels, H, W) in [-1, 1] <-> latents (B, embed_dim, H / factor, W / factor).
+
+    ``latent_channels`` is the width of the encoder's output (LDM's z_channels); ``embed_dim``, equal to it unless
+    given, that of the latent. ``attention_factors`` are down-factors of the feature maps (1, 2, 4, ...).
+    ``patch`` > 1 folds patch x patch pixels into channels before the first convolution and unfolds them after the
+    last; 1 is LDM. ``norm_groups`` is exact where it divides a layer's channels (see ``nn.norms``).
+    """
+
+    def __init__(
+        self,
+        *,
+        bottleneck: KL,
+        channels: int,
+        channel_multipliers: Sequence[int],
+        num_res_blocks: int,
+        latent_channels: int,
+        embed_dim: int | None = None,
+        attention_factors: Sequence[int] = (),
+        patch: int = 1,
+        in_channels: int = 3,
+        dropout: float = 0.0,
+        mid_attention: bool = True,
+        norm_groups: int = 32,
+    ) -> None:
+        super().__init__()
+        levels = len(channel_multipliers)
+        _check_attention_factors(attention_factors, levels)
+        embed_dim = latent_channels if embed_dim is None else embed_dim
+        shared = {
+            "channels": channels,
+            "channel_multipliers": channel_multipliers,
+            "num_res_blocks": num_res_blocks,
+            "attention_factors": attention_factors,
+            "mid_attention": mid_attention,
+            "norm_groups": norm_groups,
+            "dropout": dropout,
+        }
+        pixels = in_channels * patch**2
+        wide = bottleneck.expansion
+        self.encoder = Encoder(in_channels=pixels, out_channels=wide * latent_channels, **shared)
+        self.decoder = Decoder(in_channels=latent_channels, out_channels=pixels, **shared)
+        self.quant_conv = nn.Conv2d(wide * latent_channels, wide * embed_dim, 1)
+        self.post_quant_conv = nn.Conv2d(embed_dim, latent_channels, 1)
+        self.bottleneck = bottleneck
+        self.patch = patch
+        self.in_channels = in_channels
+        self.latent_channels = embed_dim
+        """Channels of the latent."""
+        self.factor = patch * 2 ** (levels - 1)
+        """Pixels per latent position along one axis."""
+
+    @property
+    def last_layer(self) -> nn.Parameter:
+        """The weight where the adversarial loss's adaptive weight is measured."""
+        return self.decoder.conv_out.weight
+
+    def encode(self, image: Tensor) -> DiagonalGaussian:
+        """Image in [-1, 1] -> posterior. Raises InputError where the size is not a multiple of ``factor``."""
+        self._check_image(image)
+        if self.patch > 1:
+            image = F.pixel_unshuffle(image, self.patch)
+        return self.bottleneck(self.quant_conv(self.encoder(image)))
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Latent -> image, about in [-1, 1], not clamped."""
+        if z.ndim != 4 or z.shape[1] != self.latent_channels:
+            raise InputError(
+                f"decode expects latents of shape (B, {self.latent_channels}, h, w), got {tuple(z.shape)}; "
+                "the latents come from another autoencoder"
+            )
+        image = self.decoder(self.post_quant_conv(z))
+        return F.pixel_shuffle(image, self.patch) if self.patch > 1 else image
+
+    def forward(self, image: Tensor, noise: Tensor) -> tuple[Tensor, DiagonalGaussian]:
+        """Reconstruction through a posterior sample drawn with ``noise`` (B, C, h, w), and the posterior."""
+        posterior = self.encode(image)
+        return self.decode(posterior.sample(noise)), posterior
+
+    def _check_image(self, image: Tensor) -> None:
+        if image.ndim != 4 or image.shape[1] != self.in_channels or not image.is_floating_point():
+            raise InputError(
+                f"the autoencoder expects float images of shape (B, {self.in_channels}, H, W) in [-1, 1], "
+                f"got {image.dtype} {tuple(image.shape)}"
+            )
+        height, width = image.shape[-2:]
+        if height % self.factor or width % self.factor:
+            raise InputError(
+                f"the autoencoder halves images down by {self.factor}: height and width must be multiples of "
+                f"{self.factor}, got {height}x{width}; choose another image size (data.size)"
+            )
+
+
+def _check_attention_factors(attention_factors: Sequence[int], levels: int) -> None:
+    known = [2**i for i in range(levels)]
+    if strange := [f for f in attention_factors if f not in known]:
+        raise InputError(f"attention_factors {strange} name no level of the network; it has the down-factors {known}")

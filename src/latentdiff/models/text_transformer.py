@@ -1,0 +1,67 @@
+"""A text encoder that is trained along with the backbone (the "transformer" tau of arXiv:2112.10752, section 3.3)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from latentdiff.config.errors import InputError
+from latentdiff.nn.attention import CrossAttention, FeedForward
+
+
+class _Block(nn.Module):
+    """Pre-norm bidirectional self-attention and feed-forward."""
+
+    def __init__(self, *, width: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width)
+        self.attn = CrossAttention(width=width, heads=heads, dropout=dropout)
+        self.norm2 = nn.LayerNorm(width)
+        self.ff = FeedForward(width=width, dropout=dropout)
+
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        x = x + self.attn(self.norm1(x), mask=mask)
+        return x + self.ff(self.norm2(x))
+
+
+class TextTransformer(nn.Module):
+    """Token ids (B, L) -> features (B, L, width); learned positions, L <= ``max_length``.
+
+    The default vocabulary is that of CLIP's tokenizer.
+    """
+
+    def __init__(
+        self,
+        *,
+        width: int,
+        layers: int,
+        heads: int,
+        max_length: int,
+        vocab_size: int = 49408,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.width = width
+        self.max_length = max_length
+        self.vocab_size = vocab_size
+        self.token_embedding = nn.Embedding(vocab_size, width)
+        self.position_embedding = nn.Parameter(torch.empty(max_length, width))
+        self.blocks = nn.ModuleList(_Block(width=width, heads=heads, dropout=dropout) for _ in range(layers))
+        self.final_norm = nn.LayerNorm(width)
+        nn.init.normal_(self.token_embedding.weight, std=0.02)
+        nn.init.normal_(self.position_embedding, std=0.02)
+
+    def forward(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
+        """tokens int64 (B, L), mask bool (B, L), True where a token is real; features of masked tokens mean nothing.
+
+        Raises InputError where L exceeds ``max_length``.
+        """
+        length = tokens.shape[1]
+        if length > self.max_length:
+            raise InputError(
+                f"text transformer: {length} tokens, max_length is {self.max_length}; truncate when tokenizing"
+            )
+        x = self.token_embedding(tokens) + self.position_embedding[:length]
+        for block in self.blocks:
+            x = block(x, mask)
+        return self.final_norm(x)
