@@ -1,0 +1,103 @@
+"""Which objects a configuration may name in ``_target_``.
+
+A configuration may come from a stranger's checkpoint, so that a target is refused by its name before anything is
+imported, and again by where the object it names was defined: a module's own imports (``...shards.os.system``) are
+no way around the list. Methods are never targets: ``load_from_checkpoint`` and its like unpickle.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+import re
+from collections.abc import Callable
+from types import ModuleType
+
+from latentdiff.config.errors import InputError
+from latentdiff.config.faults import did_you_mean
+
+ALLOWED = (
+    "latentdiff.",
+    "torch.optim.",
+    "torch.nn.",
+    "torchmetrics.",
+    "pytorch_lightning.Trainer",
+    "pytorch_lightning.callbacks.",
+    "pytorch_lightning.loggers.",
+    "pytorch_lightning.strategies.",
+    "pytorch_lightning.plugins.",
+    "pytorch_lightning.profilers.",
+    "pytorch_lightning.accelerators.",
+)
+"""What a target's name may begin with."""
+
+REFUSED = ("latentdiff.app.", "latentdiff.config.", "torch.nn.utils.")
+"""Programs and the machinery of configurations are no parts."""
+
+ORIGINS = (*ALLOWED, "pytorch_lightning.trainer.", "lightning_fabric.plugins.")
+"""Modules that may have defined the object; Lightning re-exports some of fabric's plugins."""
+
+FUNCTION_HOMES = tuple(
+    f"latentdiff.{room}."
+    for room in ("diffusion", "nn", "models", "losses", "conditioning", "metrics", "generation", "training")
+)
+"""Elsewhere a target is a class: functions there may write files."""
+
+_DOTTED = re.compile(r"[A-Za-z]\w*(\.[A-Za-z]\w*)+")
+
+
+def resolve(target: object) -> Callable[..., object]:
+    """The class or function that ``target`` names, ``module.Name``.
+
+    Raises:
+        InputError: not on the list, not importable, not there (with the nearest name), or defined elsewhere.
+    """
+    check_name(target)
+    assert isinstance(target, str)
+    module_name, _, name = target.rpartition(".")
+    module = _import(module_name, target)
+    try:
+        found = getattr(module, name)
+    except AttributeError as error:
+        near = did_you_mean(name, [n for n in vars(module) if n[0] != "_"])
+        raise InputError(f"'{target}' does not exist: '{module_name}' has no '{name}'{near}") from error
+    _check_origin(found, target)
+    return found
+
+
+def check_name(target: object) -> None:
+    """Refuse a target by its name alone, importing nothing."""
+    if not isinstance(target, str) or not _DOTTED.fullmatch(target):
+        raise InputError(f"_target_ must be 'module.Name' (public names only), got {target!r}")
+    if not target.startswith(ALLOWED) or target.startswith(REFUSED):
+        allowed = ", ".join(prefix.rstrip(".") for prefix in ALLOWED)
+        raise InputError(f"'{target}' may not be built from a configuration; allowed are parts of {allowed}")
+
+
+def _import(name: str, target: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+            raise InputError(f"'{target}' needs '{error.name}', which is not installed") from error
+        parent, _, missing = error.name.rpartition(".")
+        near = did_you_mean(missing, _submodules(parent)) if parent else ""
+        raise InputError(f"'{target}' does not exist: there is no module '{error.name}'{near}") from error
+    except ImportError as error:
+        raise InputError(f"'{target}' cannot be imported: {error}") from error
+
+
+def _submodules(package: str) -> list[str]:
+    paths = getattr(importlib.import_module(package), "__path__", [])
+    return [module.name for module in pkgutil.iter_modules(paths)]
+
+
+def _check_origin(found: object, target: str) -> None:
+    if not inspect.isclass(found) and not inspect.isfunction(found):
+        raise InputError(f"'{target}' is neither a class nor a function but {type(found).__name__}")
+    home = f"{found.__module__}."
+    if not home.startswith(ORIGINS) or home.startswith(REFUSED):
+        raise InputError(f"'{target}' may not be built from a configuration: it comes from '{found.__module__}'")
+    if inspect.isfunction(found) and not home.startswith(FUNCTION_HOMES):
+        raise InputError(f"'{target}' is a function; from '{found.__module__}' a configuration may build classes only")
