@@ -1,0 +1,183 @@
+"""Lightning's view of the data: loaders whose whole state is the number of batches seen."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, distributed
+
+from latentdiff.config.errors import InputError
+from latentdiff.data.plan import BatchPlan, SequentialPlan
+from latentdiff.data.sample import check_captions, check_labels
+from latentdiff.data.shard_set import ShardSet
+from latentdiff.data.sources import Source
+from latentdiff.data.stream import BatchLoader, ReadCounts, ShardDataset
+from latentdiff.data.transforms import SquareCrop
+from latentdiff.data.worker import available_cores
+from latentdiff.types import Batch
+
+
+class DataModule(pl.LightningDataModule):
+    """Batches of ``source`` as uint8 squares of ``image_size``; ``global_batch`` is shared equally by the ranks.
+
+    Training is one pass over the batches ``start_batch`` .. ``max_batches`` - 1 of an endless plan, whose epochs are
+    permutations, so the trainer runs with ``max_epochs=1``; to resume, set ``start_batch`` to the number of batches
+    seen before ``fit``. ``max_batches`` None means one epoch. Validation goes through the samples in their order,
+    ``val_batch`` (default ``global_batch``) at a time, all of them, main caption, centre crop, with attributes; the
+    ranks' parts of its last batch differ by at most one sample and none is empty.
+    ``num_workers`` None means two worker processes, fewer where there are not three CPU cores.
+
+    The loaders split the data among the ranks themselves; Lightning's ``use_distributed_sampler`` does not touch them.
+    """
+
+    def __init__(
+        self,
+        *,
+        source: Source,
+        image_size: int,
+        global_batch: int,
+        seed: int,
+        max_batches: int | None = None,
+        val_batch: int | None = None,
+        num_workers: int | None = None,
+        random_crop: bool = False,
+        flip: bool = False,
+        require_captions: bool = False,
+        require_labels: bool = False,
+        max_pixels: int = 64_000_000,
+        max_broken: float = 0.01,
+    ) -> None:
+        super().__init__()
+        self.source = source
+        self.image_size = image_size
+        self.global_batch = global_batch
+        self.seed = seed
+        self.max_batches = max_batches
+        self.val_batch = global_batch if val_batch is None else val_batch
+        self.num_workers = min(2, available_cores() - 1) if num_workers is None else num_workers
+        self.random_crop = random_crop
+        self.flip = flip
+        self.require_captions = require_captions
+        self.require_labels = require_labels
+        self.max_pixels = max_pixels
+        self.max_broken = max_broken
+        self.start_batch = 0
+        """Batches seen before; the training loader begins with this one."""
+        self._sets: tuple[ShardSet, ShardSet] | None = None
+        self._train: ShardDataset | None = None
+
+    def prepare_data(self) -> None:
+        self.source.prepare()
+
+    def setup(self, stage: str | None = None) -> None:
+        """Opens the sets. Raises InputError for faulty shards and for missing captions or labels that are required."""
+        if self._sets is not None:
+            return
+        sets = self.source.open()
+        for shards in sets:
+            if self.require_captions:
+                check_captions(shards)
+            if self.require_labels:
+                check_labels(shards)
+        self._sets = sets
+
+    @property
+    def train_set(self) -> ShardSet:
+        """The training samples, opened on first use."""
+        return self._opened()[0]
+
+    @property
+    def val_set(self) -> ShardSet:
+        """The validation samples, opened on first use."""
+        return self._opened()[1]
+
+    def fingerprint(self) -> str:
+        """Hex digest of the training samples and the image size; call ``prepare_data`` first."""
+        return hashlib.sha256(f"{self.train_set.fingerprint()} {self.image_size}".encode()).hexdigest()
+
+    def train_dataloader(self) -> BatchLoader:
+        rank, ranks = self._rank_and_ranks()
+        if self.global_batch % ranks:
+            raise InputError(
+                f"global_batch={self.global_batch} cannot be shared equally by {ranks} processes; change it"
+            )
+        plan = BatchPlan(len(self.train_set), self.global_batch, self.seed)
+        stop = plan.batches_per_epoch if self.max_batches is None else self.max_batches
+        self._train = ShardDataset(
+            self.train_set,
+            plan=plan,
+            transform=SquareCrop(size=self.image_size, random_crop=self.random_crop, flip=self.flip),
+            seed=self.seed,
+            rank=rank,
+            ranks=ranks,
+            require_captions=self.require_captions,
+            max_pixels=self.max_pixels,
+            max_broken=self.max_broken,
+        )
+        return self._loader(self._train, range(self.start_batch, max(stop, self.start_batch)))
+
+    def val_dataloader(self) -> BatchLoader:
+        rank, ranks = self._rank_and_ranks()
+        if len(self.val_set) < ranks:
+            raise InputError(f"{len(self.val_set)} validation samples are too few for {ranks} processes; add some")
+        plan = SequentialPlan(len(self.val_set), max(self.val_batch, ranks), ranks)
+        dataset = self._fixed(self.val_set, plan, rank, ranks)
+        return self._loader(dataset, range(plan.num_batches))
+
+    def preview(self, count: int) -> Batch:
+        """The first ``count`` validation samples, for pictures: the same on every rank and in every run."""
+        count = min(count, len(self.val_set))
+        return self._fixed(self.val_set, SequentialPlan(len(self.val_set), count, 1), 0, 1)[0]
+
+    def statistics_batches(self, count: int) -> Iterator[Batch]:
+        """This rank's share of ``count`` training samples spread over the set, without augmentation."""
+        rank, ranks = self._rank_and_ranks()
+        count = min(count, len(self.train_set))
+        chosen = self.train_set.select(np.linspace(0, len(self.train_set) - 1, count).astype(np.int64))
+        plan = SequentialPlan(count, max(min(count, self.val_batch), ranks), ranks)
+        dataset = self._fixed(chosen, plan, rank, ranks)
+        return (dataset[number] for number in range(plan.num_batches))
+
+    def counts(self) -> ReadCounts:
+        """What this rank's training loader has read so far."""
+        return ReadCounts(0, 0, len(self.train_set)) if self._train is None else self._train.counts
+
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        def moved(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor.to(device, non_blocking=True)
+
+        return replace(batch, image=moved(batch.image), label=moved(batch.label))
+
+    def _fixed(self, shards: ShardSet, plan: SequentialPlan, rank: int, ranks: int) -> ShardDataset:
+        """Samples as evaluation sees them: main caption, centre crop, with attributes."""
+        return ShardDataset(
+            shards,
+            plan=plan,
+            transform=SquareCrop(size=self.image_size),
+            seed=self.seed,
+            rank=rank,
+            ranks=ranks,
+            draw=False,
+            with_attributes=True,
+            require_captions=self.require_captions,
+            max_pixels=self.max_pixels,
+            max_broken=self.max_broken,
+        )
+
+    def _opened(self) -> tuple[ShardSet, ShardSet]:
+        self.setup()
+        assert self._sets is not None
+        return self._sets
+
+    def _loader(self, dataset: ShardDataset, numbers: range) -> BatchLoader:
+        return BatchLoader(dataset, numbers, num_workers=self.num_workers, pin_memory=torch.cuda.is_available())
+
+    def _rank_and_ranks(self) -> tuple[int, int]:
+        if distributed.is_available() and distributed.is_initialized():
+            return distributed.get_rank(), distributed.get_world_size()
+        return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)

@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+import pytest
+import pytorch_lightning as pl
+import torch
+
+from latentdiff.config.errors import InputError
+from latentdiff.data.datamodule import DataModule
+from latentdiff.data.shards import write_shards
+from latentdiff.data.sources import ShardSource
+
+
+@pytest.fixture
+def source(tmp_path, samples):
+    write_shards(samples(80), tmp_path / "set", 30)
+    return ShardSource(train=str(tmp_path / "set"))
+
+
+def build(source, **options):
+    given = {"image_size": 8, "global_batch": 8, "seed": 0, "max_batches": 20, "num_workers": 0}
+    return DataModule(source=source, **{**given, **options})
+
+
+class Recorder(pl.LightningModule):
+    """Notes the keys it is shown."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+        self.shown, self.validated = [], []
+
+    def training_step(self, batch, _):
+        self.shown.append((batch.number, batch.keys, batch.image.float().mean().item()))
+        return self.weight * 1.0
+
+    def validation_step(self, batch, _):
+        self.validated += batch.keys
+
+    def configure_optimizers(self):
+        return torch.optim.SGD([self.weight], lr=0.1)
+
+
+def fit(data, start=0):
+    data.start_batch = start
+    recorder = Recorder()
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        devices=1,
+        max_epochs=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        val_check_interval=min(5, 20 - start),
+    )
+    trainer.fit(recorder, data)
+    return recorder
+
+
+def test_lightning_sees_each_batch_once_and_goes_on_where_told(source):
+    whole = fit(build(source))
+    assert [number for number, _, _ in whole.shown] == list(range(20))
+    rest = fit(build(source), start=13)
+    assert rest.shown == whole.shown[13:]
+
+
+def test_lightning_validates_on_all_samples_in_order(source):
+    data = build(source)
+    recorder = fit(data)
+    assert recorder.validated == data.val_set.all_keys() * 4
+
+
+def test_lengths(source):
+    data = build(source, val_batch=5)
+    data.start_batch = 13
+    assert (len(data.train_dataloader()), len(data.val_dataloader())) == (7, 4)
+    assert len(build(source, max_batches=None).train_dataloader()) == 64 // 8
+    data.start_batch = 20
+    assert list(data.train_dataloader()) == []
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_validation_is_shared_without_loss(source, monkeypatch, ranks):
+    parts = []
+    for rank in range(ranks):
+        data = build(source, val_batch=6)
+        monkeypatch.setattr(data, "_rank_and_ranks", lambda rank=rank: (rank, ranks))
+        parts.append(list(data.val_dataloader()))
+    keys = [key for batches in zip(*parts, strict=True) for batch in batches for key in batch.keys]
+    assert keys == build(source).val_set.all_keys()
+    assert all(batch.attributes for batches in parts for batch in batches)
+
+
+def test_a_batch_that_cannot_be_shared_is_refused(source, monkeypatch):
+    data = build(source)
+    monkeypatch.setattr(data, "_rank_and_ranks", lambda: (0, 3))
+    with pytest.raises(InputError, match="global_batch=8 cannot be shared equally by 3"):
+        data.train_dataloader()
+
+
+def test_missing_captions_and_labels_are_found_at_setup(tmp_path, samples):
+    content = samples(80)
+    for i in (5, 6):
+        del content[i]["json"]
+        content[i]["txt"] = ""
+        del content[i + 1]["cls"]
+    write_shards(content, tmp_path / "set")
+    paths = str(tmp_path / "set")
+    source = ShardSource(train=paths, val=paths)
+    with pytest.raises(InputError, match=r"2 of 80 samples have no caption .* first 00000/000000005, 00000/000000006;"):
+        build(source, require_captions=True).setup()
+    with pytest.raises(InputError, match=r"2 of 80 samples have no label .* first 00000/000000006, 00000/000000007;"):
+        build(source, require_labels=True).setup()
+    build(source).setup()
+
+
+def test_the_fingerprint_depends_on_the_training_samples_and_the_size(source, tmp_path, samples):
+    write_shards(samples(79), tmp_path / "other", 30)
+    other = ShardSource(train=str(tmp_path / "other"))
+    prints = [build(s, image_size=n).fingerprint() for s, n in ((source, 8), (source, 16), (other, 8), (source, 8))]
+    assert len(set(prints)) == 3
+    assert prints[0] == prints[3]

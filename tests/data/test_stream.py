@@ -1,0 +1,161 @@
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import subprocess
+
+import numpy as np
+import pytest
+import torch
+
+from latentdiff.config.errors import InputError
+from latentdiff.data.plan import BatchPlan, SequentialPlan
+from latentdiff.data.stream import BatchLoader, ReadCounts, ShardDataset
+from latentdiff.data.transforms import SquareCrop
+
+
+def dataset(shards, batch=8, seed=0, **options):
+    transform = SquareCrop(size=8, random_crop=True, flip=True)
+    return ShardDataset(shards, plan=BatchPlan(len(shards), batch, seed), transform=transform, seed=seed, **options)
+
+
+def joined(shards, ranks, workers, numbers):
+    """Global batches put together from the parts of all ranks: (keys, captions, labels, images) of each."""
+    loaders = [BatchLoader(dataset(shards, rank=r, ranks=ranks), numbers, num_workers=workers) for r in range(ranks)]
+    batches = []
+    for parts in zip(*loaders, strict=True):
+        assert [p.start for p in parts] == [r * 8 // ranks for r in range(ranks)]
+        assert {(p.number, p.global_size) for p in parts} == {(parts[0].number, 8)}
+        batches.append(
+            (
+                [k for p in parts for k in p.keys],
+                [c for p in parts for c in p.caption],
+                torch.cat([p.label for p in parts]).tolist(),
+                torch.cat([p.image for p in parts]).tolist(),
+            )
+        )
+    return batches
+
+
+@pytest.fixture
+def shards(make_set, png):
+    rng = np.random.default_rng(0)
+    return make_set(
+        [
+            {
+                "png": png(rng.integers(0, 256, (8, 11, 3), dtype=np.uint8)),
+                "json": {"captions": [f"{i} {w}" for w in "abc"]},
+                "cls": i,
+            }
+            for i in range(30)
+        ],
+        per_shard=7,
+    )
+
+
+@pytest.mark.parametrize(("ranks", "workers"), [(2, 0), (4, 0), (1, 2), (2, 2)])
+def test_ranks_and_workers_change_nothing(shards, ranks, workers):
+    assert joined(shards, ranks, workers, range(7)) == joined(shards, 1, 0, range(7))
+
+
+def test_resume_anywhere_equals_the_uninterrupted_run(shards):
+    whole = joined(shards, 1, 0, range(9))
+    for start in range(9):
+        assert joined(shards, 1, 0, range(start, 9)) == whole[start:]
+
+
+def test_captions_are_drawn_anew_each_epoch_and_keyed_by_the_seed(shards):
+    def wordings(seed):
+        return {
+            (k, n // 3): c
+            for n in range(30)
+            for b in [dataset(shards, seed=seed)[n]]
+            for k, c in zip(b.keys, b.caption)
+        }
+
+    first = wordings(0)
+    assert first == wordings(0)
+    assert first != wordings(1)
+    assert {caption.split()[1] for caption in first.values()} == {"a", "b", "c"}
+    assert len({first[k, e] for k, e in first if k.endswith("/000000003")}) > 1
+
+
+def test_evaluation_takes_the_first_caption_and_the_centre(shards, png):
+    plan = SequentialPlan(30, 30)
+    data = ShardDataset(shards, plan=plan, transform=SquareCrop(size=8), seed=5, draw=False, with_attributes=True)
+    batch = data[0]
+    assert batch.caption == [f"{i} a" for i in range(30)]
+    assert batch.label.tolist() == list(range(30))
+    assert batch.attributes[4] == {"captions": ["4 a", "4 b", "4 c"]}
+
+
+def test_missing_parts_have_their_defaults(make_set, png, image):
+    samples = [
+        {"png": png(image(1))},
+        {"png": png(image(2)), "json": {"caption": "two"}},
+        {"png": png(image(3)), "txt": " a\nb "},
+    ]
+    data = ShardDataset(make_set(samples), plan=SequentialPlan(3, 3), transform=SquareCrop(size=8), seed=0, draw=False)
+    batch = data[0]
+    assert batch.caption == ["", "two", "a b"]
+    assert batch.label.tolist() == [-1, -1, -1]
+    assert batch.attributes is None
+    assert batch.image.dtype == torch.uint8
+    assert batch.image[:, 0, 0, 0].tolist() == [1, 2, 3]
+
+
+def test_a_broken_sample_is_replaced_by_the_next_of_the_plan(make_set, samples, caplog):
+    content = samples(200)
+    content[17]["png"] = b"not an image"
+    shards = make_set(content, per_shard=50)
+    plan = BatchPlan(200, 8, 0)
+    expected = [index for number in range(25) for index in plan.indices(number)]
+    hole = expected.index(17)
+    expected[hole] = plan.indices((hole + 1) // 8 % 25)[(hole + 1) % 8]
+    for ranks in (1, 2):
+        parts = [dataset(shards, rank=r, ranks=ranks) for r in range(ranks)]
+        with caplog.at_level(logging.WARNING):
+            labels = [label for number in range(25) for part in parts for label in part[number].label.tolist()]
+        assert labels == expected
+    assert "'00000/000000017' in " in caplog.text
+    alone = dataset(shards)
+    for number in range(25):
+        alone[number]
+    assert alone.counts == ReadCounts(seen=199, skipped=1, indexed=200)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_too_many_broken_samples_stop_the_run(make_set, samples, workers):
+    content = samples(100)
+    for i in (3, 50, 90):
+        content[i]["png"] = content[i]["png"][:40]
+    shards = make_set(content)
+    with pytest.raises(InputError, match=r"^2 of 100 samples are broken"):
+        list(BatchLoader(dataset(shards), range(12), num_workers=workers))
+    assert len(list(BatchLoader(dataset(shards, max_broken=0.03), range(12), num_workers=workers))) == 12
+
+
+def test_a_caption_missing_where_it_is_required_is_an_error(make_set, png, image):
+    shards = make_set([{"png": png(image(1)), "json": {"other": 1}}])
+    with pytest.raises(InputError, match=r"'00000/000000000' in .* has no caption"):
+        dataset(shards, batch=1, require_captions=True)[0]
+
+
+def test_workers_share_the_counts(make_set, samples):
+    data = dataset(make_set(samples(16)))
+    list(BatchLoader(data, range(2), num_workers=2))
+    assert data.counts == ReadCounts(16, 0, 16)
+
+
+def test_workers_survive_signals_from_outside_and_end_with_the_last_batch(shards):
+    before = set(multiprocessing.active_children())
+    loader = iter(BatchLoader(dataset(shards), range(12), num_workers=2))
+    numbers = [next(loader).number]
+    workers = set(multiprocessing.active_children()) - before
+    for worker in workers:
+        for name in ("TERM", "INT", "USR1"):
+            subprocess.run(["kill", f"-{name}", str(worker.pid)], check=True)
+    numbers += [next(loader).number for _ in range(11)]
+    assert numbers == list(range(12))
+    assert len(workers) == 2
+    assert [worker.exitcode for worker in workers] == [0, 0]

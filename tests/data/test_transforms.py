@@ -1,0 +1,50 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from latentdiff.data.transforms import SquareCrop
+
+
+def columns(height, width):
+    return np.broadcast_to(np.arange(width, dtype=np.uint8)[None, :, None], (height, width, 3)).copy()
+
+
+def test_centre_crop_of_the_right_size_is_a_copy_of_the_pixels():
+    out = SquareCrop(size=4)(columns(4, 10), 0.9, 0.1)
+    assert out.shape == (3, 4, 4)
+    assert out[0, 0].tolist() == [3, 4, 5, 6]
+
+
+@pytest.mark.parametrize(("where", "first"), [(0.0, 0), (0.5, 3), (0.999, 6)])
+def test_random_crop_reaches_both_ends(where, first):
+    crop = SquareCrop(size=4, random_crop=True)
+    assert crop(columns(4, 10), where, 1.0)[0, 0].tolist() == list(range(first, first + 4))
+    assert crop(columns(4, 10).transpose(1, 0, 2), where, 1.0)[0, :, 0].tolist() == list(range(first, first + 4))
+
+
+def test_flip_mirrors_below_one_half_only():
+    crop = SquareCrop(size=4, flip=True)
+    assert crop(columns(4, 4), 0.5, 0.49)[0, 0].tolist() == [3, 2, 1, 0]
+    assert crop(columns(4, 4), 0.5, 0.5)[0, 0].tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("shape", [(96, 130), (130, 96), (20, 20)])
+def test_resize_as_in_pillow(shape):
+    pixels = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
+    edge = min(shape)
+    top, left = (shape[0] - edge) // 2, (shape[1] - edge) // 2
+    square = Image.fromarray(pixels[top : top + edge, left : left + edge])
+    expected = np.asarray(square.resize((32, 32), Image.Resampling.BICUBIC)).transpose(2, 0, 1)
+    out = SquareCrop(size=32)(pixels, 0.5, 1.0)
+    assert out.dtype == torch.uint8
+    assert np.abs(out.numpy().astype(int) - expected).max() <= 2
+
+
+def test_downscaling_does_not_alias():
+    stripes = np.zeros((128, 128, 3), np.uint8)
+    stripes[:, ::2] = 255
+    out = SquareCrop(size=16)(stripes, 0.5, 1.0)[:, 2:-2, 2:-2].float()
+    assert (out - 127.5).abs().max() <= 2
