@@ -1,0 +1,255 @@
+"""A checkpoint is a directory that describes itself.
+
+``model.safetensors``, ``ema.safetensors`` (may be absent), ``train_state.pt`` (may be absent; plain values and tensors,
+loads with ``weights_only=True``), ``config.yaml`` (resolved), ``manifest.json`` (see ``Manifest``). It is written in a
+``.tmp-*`` directory beside its place, flushed to disk and renamed: at its place stands a complete checkpoint or none.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pickle
+import platform
+from collections import Counter, OrderedDict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Literal
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from latentdiff import __version__
+from latentdiff.checkpoint import durable
+from latentdiff.config.errors import InputError
+
+Part = Literal["model", "ema"]
+
+KINDS = {"autoencoder": "stage one", "diffusion": "stage two", "classifier": "noisy classifier"}
+MANIFEST, CONFIG, TRAIN_STATE = "manifest.json", "config.yaml", "train_state.pt"
+WEIGHTS: dict[str, str] = {"model": "model.safetensors", "ema": "ema.safetensors"}
+COUNTERS = ("batches_seen", "images_seen")
+FORMAT = 1
+_PLAIN = (str, bytes, int, float, bool, complex, type(None), Tensor, torch.Size, torch.dtype, torch.device)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What ``manifest.json`` holds."""
+
+    kind: str
+    """A key of ``KINDS``."""
+    counters: dict[str, int]
+    """How far training has come: ``batches_seen`` and ``images_seen``."""
+    files: dict[str, dict]
+    """File name -> {"size": bytes, "sha256": hexadecimal}."""
+    world_size: int = 1
+    first_stage: dict | None = None
+    """Stage two: {"path": str, "hash": digest of the stage-one checkpoint}."""
+    latent: dict | None = None
+    """{"channels": int, "factor": int}."""
+    versions: dict[str, str] = field(default_factory=dict)
+    extra: dict = field(default_factory=dict)
+    """Free: metric values and the like, whatever JSON holds."""
+    format: int = FORMAT
+
+    @property
+    def digest(self) -> str:
+        """Identity of the weights: sha256 over the sha256 of the model and of its average."""
+        listed = "".join(
+            f"{part}:{self.files[name]['sha256']}\n" for part, name in WEIGHTS.items() if name in self.files
+        )
+        return hashlib.sha256(listed.encode()).hexdigest()
+
+
+def save(
+    path: str | Path,
+    *,
+    kind: str,
+    model: dict[str, Tensor],
+    config: str,
+    counters: dict[str, int],
+    ema: dict[str, Tensor] | None = None,
+    train_state: dict | None = None,
+    world_size: int = 1,
+    first_stage: dict | None = None,
+    latent: dict | None = None,
+    extra: dict | None = None,
+) -> Manifest:
+    """Write a checkpoint at ``path``; one that stands there is replaced once the new one is complete on disk.
+
+    Raises OSError when the disk refuses (what stood at ``path`` still stands) and TypeError when ``train_state``
+    holds what would not load with ``weights_only=True``.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"kind must be one of {', '.join(KINDS)}; got '{kind}'")
+    if set(counters) != set(COUNTERS):
+        raise ValueError(f"counters must be {' and '.join(COUNTERS)}; got {sorted(counters)}")
+    _refuse_objects(train_state, "train_state")
+    with durable.new_directory(path) as staged:
+        manifest = Manifest(
+            kind=kind,
+            counters=counters,
+            files=_write_files(staged, model, ema, train_state, config),
+            world_size=world_size,
+            first_stage=first_stage,
+            latent=latent,
+            versions={"latentdiff": __version__, "torch": torch.__version__, "python": platform.python_version()},
+            extra=extra or {},
+        )
+        (staged / MANIFEST).write_text(json.dumps(asdict(manifest), indent=2) + "\n", encoding="utf-8")
+    return manifest
+
+
+def read_manifest(path: str | Path, *, expect_kind: str | None = None) -> Manifest:
+    """The manifest of the checkpoint directory ``path``, refused when it is not of ``expect_kind``."""
+    file = Path(path) / MANIFEST
+    if not Path(path).exists():
+        raise InputError(
+            f"checkpoint not found: '{path}' does not exist; give a checkpoint directory or a run directory"
+        )
+    if not file.is_file():
+        raise InputError(
+            f"'{path}' is not a checkpoint: it has no {MANIFEST}; give a directory that a training run wrote"
+        )
+    try:
+        raw = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(
+            f"'{file}' is not readable JSON ({error}); the checkpoint is damaged, use another one"
+        ) from error
+    if not isinstance(raw, dict) or raw.get("format") != FORMAT:
+        found = raw.get("format") if isinstance(raw, dict) else type(raw).__name__
+        raise InputError(f"'{file}' has format {found}, this version of latentdiff reads format {FORMAT}")
+    if names := {f.name for f in fields(Manifest)} ^ set(raw):
+        raise InputError(
+            f"'{file}' has missing or unknown entries: {', '.join(sorted(names))}; the checkpoint is damaged"
+        )
+    manifest = Manifest(**raw)
+    if expect_kind is not None and manifest.kind != expect_kind:
+        raise InputError(
+            f"'{path}' is a checkpoint of kind {manifest.kind} ({KINDS.get(manifest.kind, 'unknown')}), one of kind "
+            f"{expect_kind} ({KINDS[expect_kind]}) is wanted here; give the checkpoint of such a run"
+        )
+    return manifest
+
+
+def load_weights(path: str | Path, part: Part = "model", *, device: str = "cpu") -> dict[str, Tensor]:
+    """The weights of the model or of its average; both have the same keys as the trained module."""
+    file = _listed(path, WEIGHTS[part], f"it has no '{part}' weights; ask for 'model' instead")
+    try:
+        return load_file(file, device=device)
+    except SafetensorError as error:
+        raise InputError(f"'{file}' is damaged ({error}); use another checkpoint") from error
+
+
+def load_train_state(path: str | Path, *, map_location: str = "cpu") -> dict:
+    """Optimisers, counters, data position: what a resumed run needs beside the weights. Executes nothing."""
+    file = _listed(path, TRAIN_STATE, "it was saved without training state and cannot be resumed from")
+    try:
+        return torch.load(file, map_location=map_location, weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise InputError(f"'{file}' is damaged or holds more than plain values ({error}); use another one") from error
+
+
+def load_config(path: str | Path) -> str:
+    """The resolved configuration of the run that wrote the checkpoint, as YAML text."""
+    return _listed(path, CONFIG, "it was saved without its configuration").read_text(encoding="utf-8")
+
+
+def verify(path: str | Path) -> Manifest:
+    """Re-read every file and compare size and sha256 with the manifest; all faults come in one InputError."""
+    manifest = read_manifest(path)
+    faults = []
+    for name, entry in manifest.files.items():
+        file = Path(path) / name
+        if not file.is_file():
+            faults.append(f"{name}: missing")
+        elif (size := file.stat().st_size) != entry["size"]:
+            faults.append(f"{name}: {entry['size']} bytes expected, {size} found")
+        elif (sha := _sha256(file)) != entry["sha256"]:
+            faults.append(f"{name}: sha256 {entry['sha256'][:16]}... expected, {sha[:16]}... found")
+    if faults:
+        raise InputError(
+            f"checkpoint '{path}' is damaged ({'; '.join(faults)}); copy it again or use another checkpoint"
+        )
+    return manifest
+
+
+def digest(path: str | Path) -> str:
+    """Identity of the checkpoint's weights, from its manifest alone."""
+    return read_manifest(path).digest
+
+
+def resolve(path: str | Path, *, prefer: Sequence[str] = ("best", "last")) -> Path:
+    """The checkpoint directory meant by a checkpoint directory, a ``checkpoints`` folder or a run directory."""
+    path = Path(path)
+    if path.is_file():
+        raise InputError(f"'{path}' is a file, a checkpoint is a directory with a {MANIFEST}; give that directory")
+    looked = [path, *(path / "checkpoints" / name for name in prefer), *(path / name for name in prefer)]
+    for candidate in looked:
+        for standing in (candidate, *durable.set_aside(candidate)):
+            if (standing / MANIFEST).is_file():
+                return standing
+    listed = ", ".join(f"'{candidate / MANIFEST}'" for candidate in looked)
+    raise InputError(f"no checkpoint found under '{path}'; looked for {listed}")
+
+
+def _write_files(
+    folder: Path, model: dict[str, Tensor], ema: dict[str, Tensor] | None, train_state: dict | None, config: str
+) -> dict[str, dict]:
+    """Everything but the manifest; returns the manifest's ``files``."""
+    save_file(_storable(model), folder / WEIGHTS["model"])
+    if ema is not None:
+        save_file(_storable(ema), folder / WEIGHTS["ema"])
+    if train_state is not None:
+        torch.save(train_state, folder / TRAIN_STATE)
+    (folder / CONFIG).write_text(config, encoding="utf-8")
+    return {f.name: {"size": f.stat().st_size, "sha256": _sha256(f)} for f in sorted(folder.iterdir())}
+
+
+def _listed(path: str | Path, name: str, absent: str) -> Path:
+    entry = read_manifest(path).files.get(name)
+    if entry is None:
+        raise InputError(f"checkpoint '{path}': {absent}")
+    file = Path(path) / name
+    found = file.stat().st_size if file.is_file() else None
+    if found != entry["size"]:
+        state = "is missing" if found is None else f"is truncated or overwritten: {found} bytes found"
+        raise InputError(f"'{file}' {state}, {entry['size']} bytes expected; copy it again or use another checkpoint")
+    return file
+
+
+def _storable(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """On the CPU, contiguous, and each with memory of its own: safetensors refuses tied tensors."""
+    stored, seen = {}, set()
+    for name, tensor in weights.items():
+        tensor = tensor.detach().cpu().contiguous()
+        memory = tensor.untyped_storage().data_ptr()
+        stored[name] = tensor.clone() if memory in seen else tensor
+        seen.add(memory)
+    return stored
+
+
+def _refuse_objects(value: object, where: str) -> None:
+    if type(value) in (dict, OrderedDict, Counter):
+        for key, item in value.items():
+            _refuse_objects(key, f"a key of {where}")
+            _refuse_objects(item, f"{where}[{key!r}]")
+    elif type(value) in (list, tuple, set):
+        for position, item in enumerate(value):
+            _refuse_objects(item, f"{where}[{position}]")
+    elif type(value) not in (*_PLAIN, torch.nn.Parameter):
+        kind = f"{type(value).__module__}.{type(value).__qualname__}"
+        raise TypeError(f"{where} is a {kind}; a checkpoint holds plain values and tensors only")
+
+
+def _sha256(file: Path) -> str:
+    hasher = hashlib.sha256()
+    with file.open("rb") as stream:
+        while block := stream.read(1 << 22):
+            hasher.update(block)
+    return hasher.hexdigest()

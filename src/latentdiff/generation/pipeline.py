@@ -1,0 +1,152 @@
+"""Conditions and seeds in, images out: conditioning, sampler, decoder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import fields, replace
+
+import torch
+from torch import Tensor
+
+from latentdiff.config.errors import InputError
+from latentdiff.diffusion.denoiser import Denoiser
+from latentdiff.diffusion.noise import seeded_noise
+from latentdiff.types import Batch, Codec, Conditioner, Conditions, Guidance, OnStep, Path, Sampler
+
+
+class LatentPipeline:
+    """Makes images of latent size ``image_size / codec.factor`` with a trained denoiser.
+
+    Image i depends on its own condition and on ``seeds[i]`` alone: the noise it starts from and the noise of every step
+    are drawn on the CPU per seed, so batch size, device and number of ranks change rounding at most.
+
+    Args:
+        denoiser: in eval mode; usually the averaged weights. Its device is the pipeline's.
+        conditioner: batch -> conditioning, and the null conditioning that guidance compares with; in eval mode.
+        codec: the frozen stage one.
+        sampler: see ``diffusion.samplers``.
+        grid: (path, steps, t_max) -> times, see ``diffusion.grids``.
+        steps: of the grid.
+        guidance: see ``diffusion.guidance``.
+        image_size: pixels of a side, or (height, width); multiples of ``codec.factor``.
+        precision: autocast dtype of conditioner and denoiser, None for float32. Sampler and decoder run in float32.
+
+    Raises:
+        InputError: ``image_size`` does not fit the codec, or the grid refuses the path or the number of steps.
+    """
+
+    def __init__(
+        self,
+        *,
+        denoiser: Denoiser,
+        conditioner: Conditioner,
+        codec: Codec,
+        sampler: Sampler,
+        grid: Callable[[Path, int, float], Tensor],
+        steps: int,
+        guidance: Guidance,
+        image_size: int | tuple[int, int],
+        precision: torch.dtype | None = None,
+    ):
+        size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+        if min(size) < codec.factor or any(side % codec.factor for side in size):
+            raise InputError(f"image_size must be a multiple of the first stage's factor {codec.factor}; got {size}")
+        self.denoiser, self.conditioner, self.codec = denoiser, conditioner, codec
+        self.sampler, self.guidance, self.precision = sampler, guidance, precision
+        self.latent_shape = (codec.channels, size[0] // codec.factor, size[1] // codec.factor)
+        self.times = grid(denoiser.path, steps, denoiser.t_max)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.denoiser.parameters()).device
+
+    def __call__(self, batch: Batch, seeds: list[int]) -> Tensor:
+        """uint8 (B, 3, H, W) on the denoiser's device."""
+        return self.decode(self.latents(batch, seeds))
+
+    @torch.inference_mode()
+    def latents(self, batch: Batch, seeds: list[int], on_step: OnStep | None = None) -> Tensor:
+        """Whitened latents (B, C, h, w), float32, where the sampler ends. ``on_step`` is the sampler's."""
+        if len(seeds) != len(batch):
+            raise ValueError(f"one seed per sample is needed; got {len(seeds)} seeds for a batch of {len(batch)}")
+        if self.denoiser.training:
+            raise ValueError("the denoiser is in training mode, its dropout would be active; call .eval() on it")
+        device, path = self.device, self.denoiser.path
+        batch = to_device(batch, device)
+        with self._autocast():
+            conditions = Conditions(self.conditioner(batch, self.codec), self.conditioner.null(len(batch)))
+
+        def denoise(x_t: Tensor, t: Tensor) -> Tensor:
+            with self._autocast():
+                return self.guidance(self.denoiser, x_t, t, conditions)
+
+        def noise_at(step: int) -> Tensor:
+            return seeded_noise(seeds, f"step {step}", self.latent_shape).to(device)
+
+        times = self.times.to(device)
+        # Marginal of x at times[0] for whitened data of variance 1; the standard normal on variance-preserving paths.
+        alpha, sigma = path.alpha_sigma(times[0])
+        x = torch.sqrt(alpha**2 + sigma**2) * seeded_noise(seeds, "start", self.latent_shape).to(device)
+        return self.sampler(denoise, path, x, times, noise_at, on_step)
+
+    @torch.inference_mode()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Whitened latents (B, C, h, w) -> images, uint8 (B, 3, H, W), through the decoder in float32."""
+        with torch.autocast(self.device.type, enabled=False):
+            return to_uint8(self.codec.decode(latents.float()))
+
+    def describe(self) -> dict[str, object]:
+        """For the protocol card."""
+        return {
+            "sampler": _about(self.sampler),
+            "guidance": _about(self.guidance),
+            "steps": len(self.times) - 1,
+            "times": [round(float(t), 6) for t in self.times],
+            "path": type(self.denoiser.path).__name__,
+            "latent_shape": list(self.latent_shape),
+            "precision": str(self.precision or torch.float32).removeprefix("torch."),
+            "decoder_precision": "float32",
+            "device": self.device.type,
+        }
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, dtype=self.precision, enabled=self.precision is not None)
+
+
+class Reconstruction:
+    """Real images that only go through stage one (posterior mean): the bound that no sample of stage two can pass.
+
+    Called like a pipeline; the seeds do nothing.
+    """
+
+    def __init__(self, *, codec: Codec, device: torch.device | str):
+        self.codec, self.device = codec, torch.device(device)
+
+    @torch.inference_mode()
+    def __call__(self, batch: Batch, seeds: list[int]) -> Tensor:
+        """``batch.image`` -> uint8 (B, 3, H, W)."""
+        if batch.image is None:
+            raise InputError("reconstructions need images, the batch has none")
+        with torch.autocast(self.device.type, enabled=False):
+            mean, std = self.codec.moments(batch.image.to(self.device).float() / 127.5 - 1.0)
+            return to_uint8(self.codec.decode(self.codec.draw((mean, std), torch.zeros_like(mean))))
+
+    def describe(self) -> dict[str, object]:
+        """For the protocol card."""
+        return {"reconstruction": "posterior mean", "decoder_precision": "float32", "device": self.device.type}
+
+
+def to_uint8(image: Tensor) -> Tensor:
+    """round((clamp(x, -1, 1) + 1) * 127.5) of float images in [-1, 1]."""
+    return ((image.float().clamp(-1.0, 1.0) + 1.0) * 127.5).round().to(torch.uint8)
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    moved = {f.name: v.to(device) for f in fields(batch) if isinstance(v := getattr(batch, f.name), Tensor)}
+    return replace(batch, **moved)
+
+
+def _about(part: object) -> dict[str, object]:
+    """Class and plain settings of a part."""
+    settings = {k: v for k, v in vars(part).items() if isinstance(v, (bool, int, float, str)) and not k.startswith("_")}
+    return {"name": type(part).__name__, **settings}

@@ -1,0 +1,61 @@
+"""Do images of the embedded world show what was asked for? Read off by ``shapes.checker``, without a network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from latentdiff.config.errors import InputError
+from latentdiff.metrics.gather import Indexed
+from latentdiff.shapes import checker
+from latentdiff.types import Batch
+
+_NO_MASK = np.empty((0, 0), bool)
+
+
+class CaptionAccuracy:
+    """Share of right attributes, apart for scenes of one and of two objects.
+
+    ``shuffled`` is the control: the same images against each other's captions, that is the level of chance. The other
+    control, real scenes that only went through stage one, is this metric on reconstructions.
+    """
+
+    def __init__(self) -> None:
+        self._readings, self._attributes = Indexed(), Indexed()
+
+    def update(self, images: Tensor, batch: Batch) -> None:
+        """Images, uint8 (B, 3, H, W), made for ``batch.attributes`` (see ``shapes.scene.attributes``)."""
+        if batch.attributes is None:
+            raise InputError("caption accuracy needs the scenes' attributes, the batch has none; use data=shapes")
+        self._readings.add([_without_masks(reading) for reading in checker.read(images)], batch)
+        self._attributes.add(batch.attributes, batch)
+
+    def compute(self) -> dict[str, dict]:
+        """{"one_object": {attribute: share}, "two_objects": {...}, "shuffled": {the same two groups}}."""
+        readings, attributes = self._readings.gathered(), self._attributes.gathered()
+        return {**_accuracy(readings, attributes), "shuffled": _accuracy(readings, shuffled(attributes))}
+
+
+def shuffled(attributes: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Each scene gets the attributes of another with as many objects: half of those scenes further on, in a circle.
+
+    A scene that is alone with its number of objects is left with its own.
+    """
+    moved = list(attributes)
+    for count in {len(scene["objects"]) for scene in attributes}:
+        places = [i for i, scene in enumerate(attributes) if len(scene["objects"]) == count]
+        for place, other in zip(places, np.roll(places, -max(1, len(places) // 2))):
+            moved[place] = attributes[other]
+    return moved
+
+
+def _accuracy(readings: Sequence[checker.Reading], attributes: Sequence[Mapping[str, Any]]) -> dict[str, dict]:
+    return checker.summarise(checker.score(readings, attributes))
+
+
+def _without_masks(reading: checker.Reading) -> checker.Reading:
+    return replace(reading, objects=tuple(replace(o, mask=_NO_MASK) for o in reading.objects))
