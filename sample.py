@@ -1,0 +1,13 @@
+"""Draw prompts: python sample.py checkpoint=outputs/... prompt="a red circle, left of a box" """
+
+from latentdiff.app.launch import launch
+
+
+def job(cfg):
+    from latentdiff.app.sample import run
+
+    run(cfg)
+
+
+if __name__ == "__main__":
+    launch(job, "sample")

@@ -1,0 +1,81 @@
+"""The Lightning trainer and the data of a configuration."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytorch_lightning as pl
+import torch
+from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.callbacks import RichProgressBar
+
+from latentdiff.config.errors import InputError
+from latentdiff.config.instantiate import build
+from latentdiff.training.checkpoint_io import DirectoryCheckpointIO
+
+
+def precision(choice: str, accelerator: str) -> str:
+    """``auto`` becomes bf16-mixed where the hardware computes in bfloat16, else 32-true; anything else stays."""
+    if choice != "auto":
+        return choice
+    on_gpu = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+    fast = torch.cuda.is_bf16_supported() if on_gpu else cpu_has_bf16()
+    return "bf16-mixed" if fast else "32-true"
+
+
+def cpu_has_bf16() -> bool:
+    """Whether this processor multiplies bfloat16 natively (AVX512-BF16 or AMX)."""
+    return torch.backends.mkldnn.is_available() and torch.cpu._is_avx512_bf16_supported()
+
+
+def autocast_dtype(choice: str, accelerator: str) -> torch.dtype | None:
+    """The dtype of autocast that a precision stands for, None for float32."""
+    return torch.bfloat16 if precision(choice, accelerator) == "bf16-mixed" else None
+
+
+def trainer(cfg: DictConfig, *, config_text: str, first_stage: dict[str, str] | None) -> pl.Trainer:
+    """The trainer with its callbacks and loggers; checkpoints hold ``config_text``."""
+    node = OmegaConf.create(OmegaConf.to_container(cfg.trainer, resolve=True))
+    node.precision = precision(node.precision, node.accelerator)
+    terminal = sys.stdout.isatty()
+    callbacks = [build(callback) for callback in cfg.callbacks.values() if callback is not None]
+    for callback in callbacks:
+        if hasattr(callback, "echo"):
+            callback.echo = callback.echo or not terminal
+    if terminal:
+        callbacks.append(RichProgressBar())
+    return build(
+        node,
+        inject={
+            "callbacks": callbacks,
+            "logger": [build(logger) for logger in cfg.logger.values() if logger is not None],
+            "plugins": [DirectoryCheckpointIO(config=config_text, first_stage=first_stage)],
+            "enable_progress_bar": terminal,
+            "default_root_dir": str(cfg.run_dir),
+        },
+    )
+
+
+def world_size(cfg: DictConfig) -> int:
+    """Processes that the trainer configuration asks for."""
+    devices = cfg.trainer.devices
+    if devices == -1 or devices == "auto":
+        devices = max(1, torch.cuda.device_count()) if cfg.trainer.accelerator in ("auto", "gpu", "cuda") else 1
+    count = devices if isinstance(devices, int) else len(devices)
+    return count * cfg.trainer.get("num_nodes", 1)
+
+
+def save_config(text: str, run_dir: Path) -> None:
+    (run_dir / "config.yaml").write_text(text, encoding="utf-8")
+
+
+def device(trainer_node: DictConfig) -> tuple[torch.device, torch.dtype | None]:
+    """Device and autocast dtype of a program that runs in one process without a trainer."""
+    if trainer_node.devices != 1:
+        raise InputError("trainer: this program runs in one process; use trainer=auto, cpu or gpu")
+    accelerator = trainer_node.accelerator
+    if accelerator == "gpu" and not torch.cuda.is_available():
+        raise InputError("trainer: 'gpu' was asked for, but torch sees no CUDA device; use trainer=cpu")
+    name = "cuda" if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available() else "cpu"
+    return torch.device(name), autocast_dtype(trainer_node.precision, accelerator)

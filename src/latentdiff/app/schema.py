@@ -1,0 +1,112 @@
+"""The root keys of the three programs. With these in the defaults list a mistyped root key in a YAML is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Optional
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING
+
+# OmegaConf reads these annotations; Any is a node that a configuration group fills.
+
+
+@dataclass
+class LatentConfig:
+    """Shape of the latents; the program fills it from the first stage."""
+
+    channels: Optional[int] = None  # noqa: UP045
+    factor: Optional[int] = None  # noqa: UP045
+
+
+@dataclass
+class RunConfig:
+    """What every program has."""
+
+    seed: int = 0
+    run_dir: Optional[str] = None  # noqa: UP045
+    data: Any = None
+    trainer: Any = None
+    metrics: Any = None
+    sampler: Any = None
+    guidance: Any = None
+    first_stage: Any = None
+    paths: Any = None
+    debug: Any = None
+    validate_every: Optional[int] = None  # noqa: UP045  the trainer groups refer to it; training gives it a value
+
+
+@dataclass
+class TrainConfig(RunConfig):
+    """train.py: counts are training batches and images, over all processes."""
+
+    experiment: Optional[str] = None  # noqa: UP045
+    max_batches: int = MISSING
+    global_batch: int = MISSING
+    validate_every: int = 500
+    resume: str = "auto"
+    latent: LatentConfig = field(default_factory=LatentConfig)
+    task: Any = None
+    logger: Any = None
+    callbacks: Any = None
+    optim: Any = None
+    ema: Any = None
+    autoencoder: Any = None
+    reconstruction: Any = None
+    adversarial: Any = None
+    backbone: Any = None
+    diffusion: Any = None
+    conditioner: Any = None
+
+
+@dataclass
+class EvaluateConfig(RunConfig):
+    """evaluate.py: ``sampler`` and ``guidance`` left null are the checkpoint's own."""
+
+    checkpoint: str = MISSING
+    num_images: int = MISSING
+    batch_size: int = 64
+    reference: Any = None
+
+
+@dataclass
+class SampleConfig(RunConfig):
+    """sample.py: ``prompt`` is a text or a list of texts, ``seeds`` one image each per prompt."""
+
+    checkpoint: str = MISSING
+    prompt: Any = MISSING
+    negative_prompt: Any = None
+    seeds: list[int] = field(default_factory=lambda: [0])
+    batch_size: int = 16
+
+
+@dataclass(frozen=True)
+class Root:
+    """One program's schema, and what its configuration cannot know before the program runs (see ``validate``)."""
+
+    schema: type
+    injected: Mapping[str, Collection[str]]
+    runtime: Mapping[str, object]
+
+
+_TRAINER_ARGUMENTS = ("callbacks", "logger", "plugins", "enable_progress_bar", "default_root_dir")
+
+_RUNTIME = {"run_dir": "outputs/run", "trainer.precision": "32-true"}
+
+ROOTS: Mapping[str, Root] = {
+    "train": Root(
+        TrainConfig,
+        injected={"task": ("codec",), "trainer": _TRAINER_ARGUMENTS},
+        runtime={"latent.channels": 4, "latent.factor": 8, "experiment": "experiment", **_RUNTIME},
+    ),
+    "evaluate": Root(EvaluateConfig, injected={"trainer": _TRAINER_ARGUMENTS}, runtime=_RUNTIME),
+    "sample": Root(SampleConfig, injected={"trainer": _TRAINER_ARGUMENTS}, runtime=_RUNTIME),
+}
+
+
+def register() -> None:
+    """Make ``train_schema``, ``evaluate_schema`` and ``sample_schema`` known to Hydra's defaults lists."""
+    store = ConfigStore.instance()
+    for name, root in ROOTS.items():
+        store.store(name=f"{name}_schema", node=root.schema)

@@ -1,0 +1,99 @@
+"""Pictures while training: reconstructions of stage one, captioned samples of stage two."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Callback
+
+from latentdiff.evaluation.grid import save_grid
+from latentdiff.generation.pipeline import LatentPipeline
+from latentdiff.types import Batch
+
+
+class ReconstructionGrid(Callback):
+    """Validation images above their reconstructions by the averaged weights, in ``reconstructions/``.
+
+    Args:
+        run_dir: holds the folder.
+        every: batches between grids; one is also made at the end.
+        count: images in the grid.
+    """
+
+    def __init__(self, *, run_dir: str, every: int = 1000, count: int = 8):
+        self.folder = Path(run_dir) / "reconstructions"
+        self.every, self.count = every, count
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_index) -> None:
+        if module.counters.batches_seen % self.every == 0:
+            self._draw(trainer, module)
+
+    def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self._draw(trainer, module)
+
+    @torch.inference_mode()
+    def _draw(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        if not trainer.is_global_zero:
+            return
+        batch = trainer.datamodule.preview(self.count)
+        image = batch.image.to(module.device)
+        mean = module.ema.model.encode(image.float() / 127.5 - 1.0).mean
+        reconstruction = module.ema.model.decode(mean).float().clamp(-1.0, 1.0)
+        reconstruction = ((reconstruction + 1.0) * 127.5).round().byte()
+        name = f"batch-{module.counters.batches_seen:08d}.png"
+        save_grid(self.folder / name, torch.cat([image, reconstruction]).cpu(), columns=len(batch), scale=2)
+        log_image(trainer, "reconstructions", self.folder / name, module.counters.batches_seen)
+
+
+class SampleGrid(Callback):
+    """Images for the first validation captions, always the same captions and seeds, in ``samples/``.
+
+    Args:
+        run_dir: holds the folder.
+        sampler, grid, steps, guidance: how they are made (see ``generation.pipeline``).
+        every: batches between grids; one is also made at the end.
+        count: images in the grid.
+        seed: image i has seed ``seed + i``.
+    """
+
+    def __init__(
+        self, *, run_dir: str, sampler, grid, steps: int, guidance, every: int = 5000, count: int = 16, seed: int = 0
+    ):
+        self.folder = Path(run_dir) / "samples"
+        self.sampler, self.grid, self.steps, self.guidance = sampler, grid, steps, guidance
+        self.every, self.count, self.seed = every, count, seed
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_index) -> None:
+        if module.counters.batches_seen % self.every == 0:
+            self._draw(trainer, module)
+
+    def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self._draw(trainer, module)
+
+    def _draw(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        if not trainer.is_global_zero:
+            return
+        batch: Batch = trainer.datamodule.preview(self.count)
+        pipeline = LatentPipeline(
+            denoiser=module.ema.model["denoiser"],
+            conditioner=module.ema.model["conditioner"],
+            codec=module.codec,
+            sampler=self.sampler,
+            grid=self.grid,
+            steps=self.steps,
+            guidance=self.guidance,
+            image_size=batch.image.shape[-1],
+        )
+        images = pipeline(batch, seeds=[self.seed + i for i in range(len(batch))])
+        path = self.folder / f"batch-{module.counters.batches_seen:08d}.png"
+        save_grid(path, images.cpu(), captions=batch.caption, columns=4, scale=2)
+        log_image(trainer, "samples", path, module.counters.batches_seen)
+
+
+def log_image(trainer: pl.Trainer, name: str, path: Path, step: int) -> None:
+    """Hands a PNG to every logger that takes images (W&B does)."""
+    for logger in trainer.loggers:
+        if hasattr(logger, "log_image"):
+            logger.log_image(name, [str(path)], step=step)

@@ -1,0 +1,67 @@
+"""The run's record: ``metrics.jsonl``, the loggers, images per second, and the alarm for losses that are not finite."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from pathlib import Path
+
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import Callback
+
+
+class NonFiniteError(RuntimeError):
+    """A logged value is NaN or infinite: going on would train on ruined weights."""
+
+
+class MetricsLog(Callback):
+    """Every ``every`` batches and after each validation: one line of ``metrics.jsonl``, the same to every logger.
+
+    The axis of all loggers is ``batches_seen``; each line also has ``images_seen``.
+
+    Args:
+        run_dir: where ``metrics.jsonl`` is written (rank 0 only).
+        every: batches between lines.
+        echo: print each line too, for logs without a progress bar.
+    """
+
+    def __init__(self, *, run_dir: str, every: int = 50, echo: bool = False):
+        self.path = Path(run_dir) / "metrics.jsonl"
+        self.every, self.echo = every, echo
+        self._since: tuple[float, int] | None = None
+
+    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self._since = (time.perf_counter(), module.counters.images_seen)
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_index) -> None:
+        if module.counters.batches_seen % self.every:
+            return
+        now, images = time.perf_counter(), module.counters.images_seen
+        speed = (images - self._since[1]) / max(now - self._since[0], 1e-9)
+        self._since = (now, images)
+        module.log("images/s", speed, prog_bar=True, logger=False)
+        self._write(trainer, module, "train/", {"images_per_second": speed})
+
+    def on_validation_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        if not trainer.sanity_checking:
+            self._write(trainer, module, "val/", {})
+            self._since = (time.perf_counter(), module.counters.images_seen)
+
+    def _write(self, trainer, module, prefix: str, extra: dict[str, float]) -> None:
+        values = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith(prefix)} | extra
+        bad = [name for name, value in values.items() if not math.isfinite(value)]
+        counters = module.counters.as_dict()
+        if trainer.is_global_zero:
+            with self.path.open("a") as file:
+                file.write(json.dumps({**counters, **values}) + "\n")
+            for logger in trainer.loggers:
+                logger.log_metrics({**values, "images_seen": counters["images_seen"]}, step=counters["batches_seen"])
+            if self.echo:
+                text = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
+                print(f"batch {counters['batches_seen']}: {text}", flush=True)
+        if bad:
+            raise NonFiniteError(
+                f"{', '.join(bad)} not finite at batch {counters['batches_seen']}: training stopped before a "
+                "checkpoint could keep it. Resume from the last one with a lower optim.lr, or trainer.precision=32-true"
+            )

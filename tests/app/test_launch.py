@@ -1,0 +1,183 @@
+"""The entry machinery of the root scripts, most of it in this process, exit codes in processes of their own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from omegaconf import DictConfig
+
+import latentdiff
+from latentdiff.app import launch
+from latentdiff.config.errors import InputError
+
+ROOT = """
+defaults: [train_schema, _self_, sampler: ddim, task: plain, hydra: plain]
+max_batches: 10
+global_batch: 4
+data: {train: null}
+"""
+FILES = {
+    "train.yaml": ROOT,
+    "hydra/plain.yaml": "# @package hydra\nrun: {dir: .}\nsweep: {dir: ., subdir: .}\noutput_subdir: null\n",
+    "sampler/ddim.yaml": "steps: 5\n",
+    "sampler/euler.yaml": "steps: 6\n",
+    "task/plain.yaml": "_target_: torch.nn.Dropout\np: 0.25\n",
+}
+
+
+@pytest.fixture
+def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """``program(job, *argv) -> exit code`` in an empty folder with a configs/ of its own."""
+    for name, text in FILES.items():
+        path = tmp_path / "configs" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    monkeypatch.chdir(tmp_path)
+
+    def run(job, *argv: str) -> int:
+        monkeypatch.setattr(sys, "argv", [str(tmp_path / "train.py"), *argv])
+        return launch.run(job, "train")
+
+    return run
+
+
+def test_texts_and_paths_arrive_in_the_job(program) -> None:
+    seen: list[DictConfig] = []
+    assert program(seen.append, "data.train=/a/b=c/{00000..00009}.tar", "run_dir=/x, y/z=1", "seed=3") == 0
+    assert (seen[0].data.train, seen[0].run_dir, seen[0].seed) == ("/a/b=c/{00000..00009}.tar", "/x, y/z=1", 3)
+
+
+def test_faults_are_listed_and_the_job_is_not_run(program, capsys) -> None:
+    seen: list[DictConfig] = []
+    assert program(seen.append, "max_batchs=3", "seed=x", "task.p=high", "+task.q=1") == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert seen == []
+    assert [line.split(":")[1].strip() for line in lines] == ["key seed", "key max_batchs", "key task.q", "key task.p"]
+    assert all(line.startswith("error: key ") for line in lines)
+
+
+def test_a_fault_in_any_swept_value_stops_the_multirun_before_it_begins(program, capsys) -> None:
+    seen: list[DictConfig] = []
+    assert program(seen.append, "-m", "sampler=ddim,eular", "task.p=0.5,high") == 2
+    assert "did you mean euler" in capsys.readouterr().err
+    assert program(seen.append, "-m", "sampler=ddim,euler", "task.p=0.5,high") == 2
+    assert "key task.p: expected float" in capsys.readouterr().err
+    assert seen == []
+
+
+def failing_at(errors: dict[int, BaseException], seen: list[int]):
+    def job(cfg: DictConfig) -> None:
+        seen.append(cfg.seed)
+        if cfg.seed in errors:
+            raise errors[cfg.seed]
+
+    return job
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (InputError("first\nsecond"), 2),
+        (RuntimeError("bug"), 1),
+        (KeyboardInterrupt(), 130),
+        (SystemExit(143), 143),
+        (SystemExit(0), 0),
+        (SystemExit(3), 3),
+    ],
+)
+def test_exit_codes(program, capsys, error: BaseException, code: int) -> None:
+    assert program(failing_at({1: error}, []), "seed=1") == code
+    err = capsys.readouterr().err
+    assert ("Traceback" in err) is (code == 1)
+    assert (err == "error: first\nsecond\n") is (code == 2)
+
+
+@pytest.mark.parametrize(
+    ("errors", "code", "jobs"),
+    [
+        ({1: InputError("no")}, 2, [1, 2, 3]),
+        ({2: RuntimeError("bug"), 3: InputError("no")}, 1, [1, 2, 3]),
+        ({1: SystemExit(1)}, 1, [1, 2, 3]),
+        ({2: KeyboardInterrupt()}, 130, [1, 2]),
+        ({}, 0, [1, 2, 3]),
+    ],
+)
+def test_a_failing_job_does_not_end_a_multirun(program, errors: dict, code: int, jobs: list[int]) -> None:
+    seen: list[int] = []
+    assert program(failing_at(errors, seen), "-m", "seed=1,2,3") == code
+    assert seen == jobs
+
+
+def test_child_processes_of_a_multirun_run_their_job_alone(program, monkeypatch) -> None:
+    for name in launch.PROCESS_GROUP:
+        monkeypatch.delenv(name, raising=False)
+    seen: list[tuple[list[str], str | None]] = []
+
+    def job(cfg: DictConfig) -> None:
+        seen.append((sys.argv[1:], os.environ.get("LOCAL_RANK")))
+        os.environ["LOCAL_RANK"] = "0"
+
+    assert program(job, "-m", "seed=1,2", "run_dir=/a=b") == 0
+    assert seen == [(["seed=1", "run_dir='/a=b'"], None), (["seed=2", "run_dir='/a=b'"], None)]
+    assert "LOCAL_RANK" not in os.environ
+
+
+def test_hydra_s_own_commands_still_work(program, capsys) -> None:
+    assert program(lambda cfg: None, "--cfg", "job", "sampler=euler") == 0
+    assert "steps: 6" in capsys.readouterr().out
+    assert program(lambda cfg: None, "--help") == 0
+    assert program(lambda cfg: None, "--cfg", "job", "sampler=eular") == 2
+
+
+def test_missing_configs_are_explained(tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(sys, "argv", [str(tmp_path / "train.py")])
+    assert launch.run(lambda cfg: None, "no_such_root") == 2
+    assert str(tmp_path / "configs") in capsys.readouterr().err
+
+
+SCRIPT = """
+import sys, time
+from latentdiff.app.launch import launch
+
+def job(cfg):
+    print("started", flush=True)
+    time.sleep(60 if cfg.seed else 0)
+
+if __name__ == "__main__":
+    assert "torch" not in sys.modules
+    launch(job, "train")
+"""
+
+
+def script(folder: Path, *argv: str) -> subprocess.Popen[str]:
+    (folder / "train.py").write_text(SCRIPT)
+    command = [sys.executable, "train.py", *argv]
+    env = {**os.environ, "PYTHONPATH": str(Path(latentdiff.__file__).parents[1])}
+    return subprocess.Popen(command, cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_processes_exit_with_the_codes(program, tmp_path: Path) -> None:
+    refused, interrupted, stopped = (
+        script(tmp_path, "sampler=eular"),
+        script(tmp_path, "seed=1", "~task"),
+        script(tmp_path, "seed=1", "~task"),
+    )
+    _, err = refused.communicate()
+    assert refused.returncode == 2
+    assert err.startswith("error: key sampler: there is no 'sampler/eular'; did you mean euler?")
+    for process, number, codes in (
+        (interrupted, signal.SIGINT, (130,)),
+        (stopped, signal.SIGTERM, (143, -signal.SIGTERM)),
+    ):
+        assert process.stdout is not None
+        assert process.stdout.readline() == "started\n"
+        time.sleep(0.05)
+        process.send_signal(number)
+        process.communicate()
+        assert process.returncode in codes
