@@ -68,3 +68,10 @@ def test_seeded_noise_depends_on_each_seed_alone():
     assert not torch.equal(together[0], together[1])
     assert not torch.equal(seeded_noise([5], 0, (3, 2)), seeded_noise([5], 1, (3, 2)))
     assert not torch.equal(seeded_noise([5], 0, (3, 2)), seeded_noise([5], "0", (3, 2)))
+
+
+def test_stratified_draws_are_spread_evenly_and_independent_of_the_split():
+    whole = Draws(seed=3, number=5, start=0, count=8, total=8).stratified("t")
+    assert torch.equal(torch.sort((whole * 8).long()).values, torch.arange(8))
+    parts = [Draws(seed=3, number=5, start=s, count=4, total=8).stratified("t") for s in (0, 4)]
+    assert torch.equal(torch.cat(parts), whole)

@@ -49,6 +49,17 @@ class Draws:
         """Uniform in [0, 1), float32 (count, *shape_per_sample)."""
         return self._draw(torch.rand, name, shape_per_sample)
 
+    def stratified(self, name: str) -> Tensor:
+        """Uniform in [0, 1), float32 (count,), evenly spread over the global batch: ``(u + i / total) mod 1``.
+
+        One common u: each value alone is uniform, their spread lowers the variance of a mean over the batch (VDM,
+        arXiv:2107.00630, appendix I.1).
+        """
+        generator = keyed_generator(self.seed, self.number, name, device=self.device)
+        offset = torch.rand((), generator=generator, device=self.device, dtype=torch.float32)
+        places = torch.arange(self.total, device=self.device, dtype=torch.float32) / self.total
+        return ((offset + places) % 1.0)[self.rows]
+
     def _draw(self, law: Callable[..., Tensor], name: str, shape_per_sample: tuple[int, ...]) -> Tensor:
         generator = keyed_generator(self.seed, self.number, name, device=self.device)
         shape = (self.total, *shape_per_sample)

@@ -25,12 +25,13 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tenso
 
 
 def _attend_plain(q: Tensor, k: Tensor, v: Tensor, keys: Tensor | None) -> Tensor:
-    logits = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
+    """The CPU's softmax kernel computes in float32 and rounds its result to the dtype of the logits."""
+    scale = q.shape[-1] ** -0.5
     if keys is None:
-        return torch.softmax(logits, dim=-1, dtype=torch.float32).to(v.dtype) @ v
-    logits = logits.masked_fill(~keys, torch.finfo(logits.dtype).min)
-    weights = torch.softmax(logits, dim=-1, dtype=torch.float32) * keys
-    return weights.to(v.dtype) @ v
+        return torch.softmax((q * scale) @ k.transpose(-1, -2), dim=-1) @ v
+    bias = torch.zeros(keys.shape, dtype=q.dtype, device=q.device).masked_fill(~keys, torch.finfo(q.dtype).min)
+    weights = torch.softmax((q * scale) @ k.transpose(-1, -2) + bias, dim=-1)
+    return weights @ (v * keys.transpose(-1, -2))
 
 
 class CrossAttention(nn.Module):

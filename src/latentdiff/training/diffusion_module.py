@@ -13,7 +13,7 @@ from latentdiff.diffusion.denoiser import Denoiser
 from latentdiff.diffusion.loss import DiffusionLoss
 from latentdiff.diffusion.noise import Draws
 from latentdiff.models.autoencoder.codec import LatentCodec
-from latentdiff.training.counters import Counters
+from latentdiff.training.counters import Counters, continue_run
 from latentdiff.training.ema import Ema
 from latentdiff.training.optim import set_learning_rate
 from latentdiff.types import Batch
@@ -70,7 +70,7 @@ class DiffusionModule(pl.LightningModule):
         draws = self._draws(batch, self.counters.batches_seen)
         x0 = self._encode(batch, draws)
         cond = self.model["conditioner"](batch, self.codec, draws)
-        t = self.loss.sample_t(draws.uniform("t"))
+        t = self.loss.sample_t(draws.stratified("t"), self.model["denoiser"].t_max)
         noise = draws.normal("noise", tuple(x0.shape[1:]))
         loss = self.loss(self.model["denoiser"], x0, noise, t, cond).mean()
         self._update(loss, batch)
@@ -86,6 +86,9 @@ class DiffusionModule(pl.LightningModule):
         self.counters.advance(batch)
         values = {"train/loss": loss.detach(), "train/lr": rate, "train/grad_norm": norm}
         self.log_dict(values, logger=False, batch_size=len(batch))
+
+    def on_train_start(self) -> None:
+        continue_run(self.trainer, self.counters)
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         self.counters = Counters(**checkpoint["latentdiff"]["counters"])
@@ -103,7 +106,7 @@ class DiffusionModule(pl.LightningModule):
         )
         x0 = self._encode(batch, draws)
         cond = self.ema.model["conditioner"](batch, self.codec)
-        t = self.loss.sample_t(draws.uniform("t"))
+        t = self.loss.sample_t(draws.stratified("t"), self.ema.model["denoiser"].t_max)
         loss = self.loss(self.ema.model["denoiser"], x0, draws.normal("noise", tuple(x0.shape[1:])), t, cond)
         self.log("val/loss", loss.mean(), logger=False, batch_size=len(batch), sync_dist=True, prog_bar=True)
 
