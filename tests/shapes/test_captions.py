@@ -52,11 +52,11 @@ def test_opposite_pairs_on_the_axes_are_also_said_as_relations():
     ("text", "objects"),
     [
         ("a red circle, left of a box", [("circle", "red", None, "left"), ("square", None, None, "right")]),
-        ("A HUGE star under a pink Heart", [("star", None, "large", "bottom"), ("heart", "pink", None, "top")]),
+        ("A HUGE star under a pink Ring", [("star", None, "large", "bottom"), ("ring", "pink", None, "top")]),
         ("a circle and a red square", [("circle", None, None, None), ("square", "red", None, None)]),
         ("tiny ring bottom-right, a cross", [("ring", None, "small", "bottom right"), ("cross", None, None, None)]),
         ("big red disk upper left", [("circle", "red", "large", "top left")]),
-        ("one violet diamond in the centre", [("diamond", "purple", None, "center")]),
+        ("one violet cross in the centre", [("cross", "purple", None, "center")]),
         ("a dog", []),
         ("", []),
     ],

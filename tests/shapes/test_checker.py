@@ -155,7 +155,7 @@ def test_pure_noise_is_read_without_an_object_of_good_fit():
 
 
 def test_palettes_have_the_sizes_that_chance_assumes():
-    assert (len(BACKGROUNDS), len(COLOURS), len(POSITIONS), len(SHAPES)) == (6, 8, 9, 8)
+    assert (len(BACKGROUNDS), len(COLOURS), len(POSITIONS), len(SHAPES)) == (6, 8, 9, 6)
 
 
 @pytest.mark.parametrize("images", [torch.zeros(3, 64, 64, dtype=torch.uint8), torch.zeros(1, 3, 64, 64)])

@@ -33,11 +33,12 @@ def test_outlines_are_centred_and_stay_within_the_radius(shape: str):
 
 
 def test_positive_rotation_is_clockwise():
-    # The top corner of the diamond moves to the right.
-    alpha = coverage("diamond", 24.0, 20.0, (32.0, 32.0), 256)
+    # The top left corner of the square rises and moves to the right.
+    alpha = coverage("square", 24.0, 20.0, (32.0, 32.0), 256)
     top = np.flatnonzero(alpha.any(1))[0]
     found = alpha[top] @ (np.arange(256) + 0.5) / alpha[top].sum() / 4
-    assert found == pytest.approx(32 + 24 * np.sin(np.deg2rad(20.0)), abs=0.3)
+    half = 0.78 * 24
+    assert found == pytest.approx(32 - half * (np.cos(np.deg2rad(20.0)) - np.sin(np.deg2rad(20.0))), abs=0.3)
 
 
 @pytest.mark.parametrize("image_size", [32, 64, 128])

@@ -9,9 +9,11 @@ import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import RichProgressBar
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from latentdiff.config.errors import InputError
 from latentdiff.config.instantiate import build
+from latentdiff.training.callbacks.validation import ValidateLast
 from latentdiff.training.checkpoint_io import DirectoryCheckpointIO
 
 
@@ -34,8 +36,11 @@ def autocast_dtype(choice: str, accelerator: str) -> torch.dtype | None:
     return torch.bfloat16 if precision(choice, accelerator) == "bf16-mixed" else None
 
 
-def trainer(cfg: DictConfig, *, config_text: str, first_stage: dict[str, str] | None) -> pl.Trainer:
-    """The trainer with its callbacks and loggers; checkpoints hold ``config_text``."""
+def trainer(cfg: DictConfig, files: DirectoryCheckpointIO) -> pl.Trainer:
+    """The trainer with its callbacks and loggers; ``files`` writes and reads its checkpoints.
+
+    Raises InputError for what Lightning refuses here: a device that is not there, a logger that is not installed.
+    """
     node = OmegaConf.create(OmegaConf.to_container(cfg.trainer, resolve=True))
     node.precision = precision(node.precision, node.accelerator)
     terminal = sys.stdout.isatty()
@@ -43,18 +48,22 @@ def trainer(cfg: DictConfig, *, config_text: str, first_stage: dict[str, str] | 
     for callback in callbacks:
         if hasattr(callback, "echo"):
             callback.echo = callback.echo or not terminal
+    callbacks.append(ValidateLast())
     if terminal:
         callbacks.append(RichProgressBar())
-    return build(
-        node,
-        inject={
-            "callbacks": callbacks,
-            "logger": [build(logger) for logger in cfg.logger.values() if logger is not None],
-            "plugins": [DirectoryCheckpointIO(config=config_text, first_stage=first_stage)],
-            "enable_progress_bar": terminal,
-            "default_root_dir": str(cfg.run_dir),
-        },
-    )
+    try:
+        return build(
+            node,
+            inject={
+                "callbacks": callbacks,
+                "logger": [build(logger) for logger in cfg.logger.values() if logger is not None],
+                "plugins": [files],
+                "enable_progress_bar": terminal,
+                "default_root_dir": str(cfg.run_dir),
+            },
+        )
+    except (MisconfigurationException, ModuleNotFoundError) as error:
+        raise InputError(f"trainer or logger: {error}") from error
 
 
 def world_size(cfg: DictConfig) -> int:

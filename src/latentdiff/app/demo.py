@@ -19,7 +19,7 @@ HOME = Path("outputs/demo")
 PROMPTS = (
     "a big red circle to the left of a small blue box on a white background",
     "a small yellow star in the top right corner on a navy background",
-    "a large green heart in the middle, gray background",
+    "a large green star in the middle, gray background",
     "a huge orange ring above a little cyan cross, against black",
 )
 

@@ -19,6 +19,7 @@ from latentdiff.checkpoint import store
 from latentdiff.checkpoint.models import load_codec, load_diffusion
 from latentdiff.config.errors import InputError
 from latentdiff.config.instantiate import build, load_config
+from latentdiff.config.validate import validate
 from latentdiff.data.datamodule import DataModule
 from latentdiff.evaluation import card, engine, report
 from latentdiff.evaluation.grid import save_grid
@@ -38,6 +39,7 @@ class Subject:
     reconstruct: Reconstruction
     data: DictConfig
     path: Path
+    reads_captions: bool
 
 
 def run(cfg: DictConfig) -> None:
@@ -45,12 +47,13 @@ def run(cfg: DictConfig) -> None:
     console = Console()
     device, precision = make.device(cfg.trainer)
     subject = _subject(cfg, device, precision)
+    where = runs.prepare(cfg.run_dir, outputs=cfg.paths.outputs, name="evaluate")
     data: DataModule = build(subject.data.module)
+    data.require_captions |= subject.reads_captions
     data.prepare_data()
     metrics = {name: build(node) for name, node in _metrics(cfg, subject).items()}
     if isinstance(subject.generate, Reconstruction):
         metrics["reconstruction"] = Psnr()
-    where = runs.prepare(cfg.run_dir, outputs=cfg.paths.outputs, name="evaluate")
     began, first = time.perf_counter(), []
 
     def keep(images: Tensor, batch: Batch) -> None:
@@ -92,9 +95,9 @@ def _subject(cfg: DictConfig, device: torch.device, precision: torch.dtype | Non
     path = store.resolve(cfg.checkpoint, prefer=("last", "best"))
     if store.read_manifest(path).kind == "autoencoder":
         reconstruct = Reconstruction(codec=load_codec(path).to(device), device=device)
-        return Subject(reconstruct, reconstruct, _data(cfg, load_config(path / store.CONFIG)), path)
+        return Subject(reconstruct, reconstruct, _data(cfg, load_config(path / store.CONFIG)), path, False)
     pipeline, config, reconstruct = load_pipeline(cfg, path, device, precision)
-    return Subject(pipeline, reconstruct, _data(cfg, config), path)
+    return Subject(pipeline, reconstruct, _data(cfg, config), path, config.conditioner.get("reads_captions", False))
 
 
 def load_pipeline(
@@ -103,6 +106,8 @@ def load_pipeline(
     """A stage-two checkpoint ready to generate as the program is configured, its own configuration, its codec."""
     model = load_diffusion(path, first_stage=cfg.first_stage.checkpoint)
     sampler = overlaid(cfg.sampler, model.config.sampler, "solver")
+    guidance = overlaid(cfg.guidance, model.config.guidance, "_target_")
+    _check(sampler, guidance)
     pipeline = LatentPipeline(
         denoiser=model.denoiser.to(device),
         conditioner=model.conditioner.to(device),
@@ -110,7 +115,7 @@ def load_pipeline(
         sampler=build(sampler.solver),
         grid=build(sampler.grid),
         steps=sampler.steps,
-        guidance=build(overlaid(cfg.guidance, model.config.guidance, "_target_")),
+        guidance=build(guidance),
         image_size=_data(cfg, model.config).size,
         precision=precision,
     )
@@ -126,6 +131,15 @@ def overlaid(given: DictConfig, own: DictConfig, marker: str) -> DictConfig:
         if key not in own:
             raise InputError(f"the checkpoint's configuration has no '{key}' here; it has {', '.join(own)}")
     return OmegaConf.merge(own, values)
+
+
+def _check(sampler: DictConfig, guidance: DictConfig) -> None:
+    """What the command line put over the checkpoint's values has been held against no signature yet."""
+    faults = validate(OmegaConf.create({"sampler": sampler, "guidance": guidance}))
+    if faults:
+        raise InputError("\n".join(map(str, faults)))
+    if not isinstance(sampler.steps, int) or sampler.steps < 1:
+        raise InputError(f"sampler.steps: expected a whole number of at least 1, got {sampler.steps!r}")
 
 
 def _data(cfg: DictConfig, config: DictConfig) -> DictConfig:

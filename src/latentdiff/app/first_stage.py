@@ -8,14 +8,20 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from hydra import compose
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from latentdiff.checkpoint import store
 from latentdiff.config.errors import InputError
+from latentdiff.config.faults import did_you_mean
+from latentdiff.config.instantiate import build
 
 SHARED = ("data", "trainer", "logger", "paths", "seed")
 """Keys of the command line that the first stage's run takes over."""
@@ -24,28 +30,85 @@ DEFINING = ("task", "autoencoder", "reconstruction", "adversarial", "optim", "ma
 """Parts of its configuration that make a first stage what it is."""
 
 
-def locate(cfg: DictConfig, data_fingerprint: str) -> Path:
-    """The stage-one checkpoint for this run, trained first where ``first_stage.checkpoint=auto`` finds none.
+@dataclass(frozen=True)
+class Named:
+    """A checkpoint that exists."""
 
-    One trained earlier fits when its data and every part of its configuration that matters are the same; its folder
-    is named by their hash.
+    path: Path
+    latent: dict[str, int]
+
+    def locate(self, data_fingerprint: str) -> Path:
+        return self.path
+
+
+@dataclass(frozen=True)
+class Automatic:
+    """One trained earlier, or now: it fits when its data and every part of its configuration that matters are the
+    same; its folder is named by their hash."""
+
+    config: DictConfig
+    overrides: list[str]
+    folder: Path
+    latent: dict[str, int]
+
+    def locate(self, data_fingerprint: str) -> Path:
+        """The stage-one checkpoint, trained first where there is none. Raises InputError where it is refused."""
+        name = self.config.experiment
+        run_dir = self.folder / f"{name}-{_key(self.config, data_fingerprint)}"
+        if _complete(run_dir, self.config.max_batches):
+            print(f"first stage: using {run_dir}", flush=True)
+        else:
+            print(f"first stage: none for this data yet, training '{name}' in {run_dir}", flush=True)
+            _train([*self.overrides, f"run_dir='{run_dir}'", "resume=auto"])
+        return store.resolve(run_dir, prefer=("last",))
+
+
+def planned(cfg: DictConfig, resumed: Path | None) -> Named | Automatic:
+    """The first stage that ``first_stage.checkpoint`` asks for, checked as far as it exists; nothing is trained yet.
+
+    A run that goes on from the checkpoint ``resumed`` keeps its first stage: ``auto`` stands for that one, and another
+    one is refused.
     """
-    choice = cfg.first_stage.checkpoint
-    if choice != "auto":
+    choice, before = cfg.first_stage.checkpoint, None
+    if resumed is not None:
+        before = store.read_manifest(resumed, expect_kind="diffusion").first_stage
+        choice = before["path"] if choice == "auto" else choice
+    if choice == "auto":
+        return _automatic(cfg)
+    try:
         path = store.resolve(choice, prefer=("last", "best"))
-        store.read_manifest(path, expect_kind="autoencoder")
-        return path
-    overrides = [f"experiment={cfg.first_stage.experiment}", *_shared_overrides(), *cfg.first_stage.overrides]
-    wanted = compose("train", overrides=overrides)
+        manifest = store.read_manifest(path, expect_kind="autoencoder")
+        store.verify(path)
+    except InputError as error:
+        raise InputError(f"first_stage.checkpoint: {error}") from error
+    if before is not None and manifest.digest != before["hash"]:
+        raise InputError(
+            f"first_stage.checkpoint: '{resumed}' was trained on the first stage {before['hash'][:12]}, '{path}' is "
+            f"{manifest.digest[:12]}; name the right one, or start in a new run_dir"
+        )
+    return Named(path, manifest.latent)
+
+
+def latent_shape(autoencoder: DictConfig) -> dict[str, int]:
+    """Channels and down-factor of the latents that an autoencoder's configuration stands for."""
+    with torch.device("meta"):
+        built = build(autoencoder)
+    return {"channels": built.latent_channels, "factor": built.factor}
+
+
+def _automatic(cfg: DictConfig) -> Automatic:
+    name = cfg.first_stage.experiment
+    overrides = [f"experiment={name}", *_shared_overrides(), *cfg.first_stage.overrides]
+    try:
+        wanted = compose("train", overrides=overrides)
+    except MissingConfigException as error:
+        near = did_you_mean((error.missing_cfg_file or "").rpartition("/")[2], error.options or [])
+        raise InputError(f"first_stage: there is no '{error.missing_cfg_file}'{near}") from error
+    except (HydraException, OmegaConfBaseException) as error:
+        raise InputError(f"first_stage.experiment or first_stage.overrides: {error}") from error
     if wanted.autoencoder is None:
-        raise InputError(f"first_stage.experiment: '{cfg.first_stage.experiment}' does not train a first stage")
-    run_dir = Path(cfg.paths.first_stages) / f"{cfg.first_stage.experiment}-{_key(wanted, data_fingerprint)}"
-    if _complete(run_dir, wanted.max_batches):
-        print(f"first stage: using {run_dir}", flush=True)
-    else:
-        print(f"first stage: none for this data yet, training '{cfg.first_stage.experiment}' in {run_dir}", flush=True)
-        _train([*overrides, f"run_dir='{run_dir}'", "resume=auto"])
-    return store.resolve(run_dir, prefer=("last",))
+        raise InputError(f"first_stage.experiment: '{name}' does not train a first stage")
+    return Automatic(wanted, overrides, Path(cfg.paths.first_stages), latent_shape(wanted.autoencoder))
 
 
 def _shared_overrides() -> list[str]:

@@ -23,6 +23,8 @@ def run(cfg: DictConfig) -> None:
     prompts = list(cfg.prompt) if isinstance(cfg.prompt, ListConfig) else [str(cfg.prompt)]
     if not prompts or not cfg.seeds:
         raise InputError("prompt and seeds: at least one of each is needed, e.g. prompt='a red circle' seeds=[0,1]")
+    if cfg.batch_size < 1:
+        raise InputError(f"batch_size: expected at least 1, got {cfg.batch_size}")
     path = store.resolve(cfg.checkpoint, prefer=("last", "best"))
     store.read_manifest(path, expect_kind="diffusion")
     device, precision = make.device(cfg.trainer)

@@ -7,49 +7,50 @@ import sys
 import warnings
 from pathlib import Path
 
+import torch
 from omegaconf import DictConfig, OmegaConf
 
 from latentdiff.app import build as make
+from latentdiff.app import first_stage as stage_one
+from latentdiff.app import preflight
 from latentdiff.app import run_dir as runs
-from latentdiff.app.first_stage import locate
 from latentdiff.checkpoint import store
 from latentdiff.checkpoint.models import load_codec
-from latentdiff.config.errors import InputError
 from latentdiff.config.instantiate import build
+from latentdiff.data.datamodule import DataModule
 from latentdiff.training.callbacks.checkpoints import Stopped
-
-ARCHITECTURE = ("autoencoder", "backbone", "diffusion", "conditioner", "latent")
-"""Parts of the configuration that a resumed run must share with its checkpoint."""
+from latentdiff.training.checkpoint_io import DirectoryCheckpointIO
 
 
 def run(cfg: DictConfig) -> None:
-    """Train what the experiment describes; everything that can be checked is checked before anything is built."""
+    """Train what the experiment describes; what can be refused is refused before data are drawn or weights trained."""
     _quiet()
+    preflight.check_numbers(cfg)
+    preflight.check_optimizers(cfg)
     where = runs.prepare(cfg.run_dir, outputs=cfg.paths.outputs, name=cfg.experiment)
     cfg.run_dir = str(where)
     checkpoint = runs.resume_from(where, cfg.resume)
-    world = make.world_size(cfg)
-    if cfg.global_batch % world:
-        raise InputError(f"global_batch: {cfg.global_batch} cannot be split evenly over {world} processes")
+    first = None if cfg.first_stage is None else stage_one.planned(cfg, checkpoint)
+    preflight.check_latents(cfg, first.latent if first else stage_one.latent_shape(cfg.autoencoder))
+    if first is not None:
+        preflight.check_sampling(cfg)
+    if checkpoint is not None:
+        preflight.check_resume(cfg, checkpoint)
+    text = OmegaConf.to_yaml(cfg, resolve=True)
+    files = DirectoryCheckpointIO(config=text)
+    trainer = make.trainer(cfg, files)
     data = build(cfg.data.module)
     data.prepare_data()
-    codec, first_stage = None, None
-    if cfg.first_stage is not None:
-        path = locate(cfg, data.fingerprint())
-        codec = load_codec(path)
-        first_stage = {"path": str(path.resolve()), "hash": store.digest(path)}
-        cfg.latent.channels, cfg.latent.factor = codec.channels, codec.factor
-    module = build(cfg.task, inject={} if codec is None else {"codec": codec})
-    _check_size(cfg.data.size, module.latent["factor"])
-    text = OmegaConf.to_yaml(cfg, resolve=True)
-    if checkpoint is not None:
-        _check_resume(cfg, module.kind, checkpoint)
-        data.start_batch = store.read_manifest(checkpoint).counters["batches_seen"]
-        print(f"resuming from {checkpoint} at batch {data.start_batch}", flush=True)
-        if data.start_batch >= cfg.max_batches:
-            print(f"already at {data.start_batch} of {cfg.max_batches} batches: nothing to do", flush=True)
-            return
-    trainer = make.trainer(cfg, config_text=text, first_stage=first_stage)
+    data.setup()
+    if checkpoint is not None and not _continues(data, checkpoint, cfg.max_batches):
+        return
+    parts = {}
+    if first is not None:
+        path = first.locate(data.fingerprint())
+        files.first_stage = {"path": str(path.resolve()), "hash": store.digest(path)}
+        parts["codec"] = load_codec(path)
+    torch.manual_seed(cfg.seed)
+    module = build(cfg.task, inject=parts)
     if trainer.is_global_zero:
         make.save_config(text, where)
         print(f"run directory: {where}", flush=True)
@@ -59,35 +60,25 @@ def run(cfg: DictConfig) -> None:
         if trainer.is_global_zero:
             print(f"{stopped}; the same command with run_dir={where} goes on from there", flush=True)
         sys.exit(128 + stopped.signal)
+    finally:
+        _finish_wandb()
 
 
-def _check_size(size: int, factor: int) -> None:
-    if size % factor:
-        near = max(factor, round(size / factor) * factor)
-        raise InputError(f"data.size: {size} is not divisible by the autoencoder's factor {factor}; {near} is")
+def _finish_wandb() -> None:
+    """Lightning leaves the W&B run open: the next job of a multirun would go on in it."""
+    wandb = sys.modules.get("wandb")
+    if wandb is not None and wandb.run is not None:
+        wandb.finish()
 
 
-def _check_resume(cfg: DictConfig, kind: str, checkpoint: Path) -> None:
-    """Refuses a checkpoint of another architecture, naming each key that differs."""
-    store.read_manifest(checkpoint, expect_kind=kind)
-    saved = OmegaConf.create(store.load_config(checkpoint))
-    differing = [
-        f"{key}: {old!r} in the checkpoint, {new!r} now"
-        for part in ARCHITECTURE
-        for key, old, new in _differences(saved.get(part), cfg.get(part), part)
-    ]
-    if differing:
-        raise InputError(
-            f"'{checkpoint}' cannot be resumed with another architecture; start in a new run_dir, or set back\n  "
-            + "\n  ".join(differing)
-        )
-
-
-def _differences(old, new, key: str) -> list[tuple[str, object, object]]:
-    if isinstance(old, DictConfig) and isinstance(new, DictConfig):
-        names = [*old, *(name for name in new if name not in old)]
-        return [d for name in names for d in _differences(old.get(name), new.get(name), f"{key}.{name}")]
-    return [] if old == new else [(key, old, new)]
+def _continues(data: DataModule, checkpoint: Path, max_batches: int) -> bool:
+    """Lets ``data`` go on where the checkpoint stopped; False where nothing is left to train."""
+    data.start_batch = store.read_manifest(checkpoint).counters["batches_seen"]
+    if data.start_batch >= max_batches:
+        print(f"already at {data.start_batch} of {max_batches} batches: nothing to do", flush=True)
+        return False
+    print(f"resuming from {checkpoint} at batch {data.start_batch}", flush=True)
+    return True
 
 
 def _quiet() -> None:

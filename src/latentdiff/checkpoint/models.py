@@ -48,6 +48,8 @@ def load_diffusion(path: str | Path, *, first_stage: str | None = None) -> Diffu
     path = store.resolve(path, prefer=("last", "best"))
     manifest = store.read_manifest(path, expect_kind="diffusion")
     store.verify(path)
+    if manifest.first_stage is None:
+        raise InputError(f"'{path}' does not say which first stage it was trained on; it cannot be used")
     where = Path(first_stage or manifest.first_stage["path"])
     if not where.exists():
         raise InputError(

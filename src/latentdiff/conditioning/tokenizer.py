@@ -7,6 +7,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from latentdiff.config.errors import InputError
+
 
 class ClipTokenizer:
     """Start token, the caption's tokens, end token, then padding up to ``max_length``.
@@ -41,9 +43,9 @@ class ClipTokenizer:
 
 
 def captions_of(batch) -> list[str]:
-    """The batch's captions; a ValueError where the data has none at all."""
+    """The batch's captions; an InputError where the data has none at all."""
     if batch.caption is None:
-        raise ValueError("this conditioner reads captions, but the batch has none: use data with captions")
+        raise InputError("this conditioner reads captions, but the batch has none: use data with captions")
     return batch.caption
 
 

@@ -33,8 +33,9 @@ PATH_KEYS = (
     "*.weights",
     "*.save_dir",
     "*.cache_dir",
+    "*.overrides",
 )
-"""Files, folders, URLs and shard patterns; ``${...}`` stays an interpolation."""
+"""Files, folders, URLs, shard patterns, and overrides of another run; ``${...}`` stays an interpolation."""
 
 _OVERRIDE = re.compile(r"(\+{0,2})([A-Za-z_][\w.\-]*)=(.*)", re.DOTALL)
 _QUOTED = re.compile(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"", re.DOTALL)

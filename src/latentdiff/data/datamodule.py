@@ -30,7 +30,8 @@ class DataModule(pl.LightningDataModule):
     seen before ``fit``. ``max_batches`` None means one epoch. Validation goes through the samples in their order,
     ``val_batch`` (default ``global_batch``) at a time, all of them, main caption, centre crop, with attributes; the
     ranks' parts of its last batch differ by at most one sample and none is empty.
-    ``num_workers`` None means two worker processes, fewer where there are not three CPU cores.
+    ``num_workers`` None means a worker process per four CPU cores, at most four: on two cores a worker would only
+    keep the training threads waiting for each other.
 
     The loaders split the data among the ranks themselves; Lightning's ``use_distributed_sampler`` does not touch them.
     """
@@ -59,7 +60,7 @@ class DataModule(pl.LightningDataModule):
         self.seed = seed
         self.max_batches = max_batches
         self.val_batch = global_batch if val_batch is None else val_batch
-        self.num_workers = min(2, available_cores() - 1) if num_workers is None else num_workers
+        self.num_workers = min(4, available_cores() // 4) if num_workers is None else num_workers
         self.random_crop = random_crop
         self.flip = flip
         self.require_captions = require_captions

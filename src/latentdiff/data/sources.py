@@ -61,10 +61,10 @@ class ShardSource:
         """Shards are there already."""
 
     def open(self) -> tuple[ShardSet, ShardSet]:
-        train = open_shards(self.train)
+        train = _open("data.train", self.train)
         if self.val is None:
             return split_by_key(train, self.held_back)
-        val = open_shards(self.val)
+        val = _open("data.val", self.val)
         if shared := sorted(set(train.table.paths) & set(val.table.paths)):
             _log.warning("%s is in both data.train and data.val: validation will not show overfitting", shared[0])
         return train, val
@@ -92,19 +92,29 @@ class ShapesSource:
         return shapes_folder(self.root, self.image_size, self.seed, self.train_samples, self.val_samples)
 
     def prepare(self) -> None:
-        prepare_shapes(
-            self.folder,
-            image_size=self.image_size,
-            seed=self.seed,
-            train_samples=self.train_samples,
-            val_samples=self.val_samples,
-        )
+        try:
+            prepare_shapes(
+                self.folder,
+                image_size=self.image_size,
+                seed=self.seed,
+                train_samples=self.train_samples,
+                val_samples=self.val_samples,
+            )
+        except OSError as error:
+            raise InputError(f"paths.data: '{self.root}' cannot be written ({error}); name another folder") from error
 
     def open(self) -> tuple[ShardSet, ShardSet]:
         return open_shards(self.folder / "train"), open_shards(self.folder / "val")
 
     def fingerprint(self) -> str:
         return self.open()[0].fingerprint()
+
+
+def _open(key: str, urls: str | Sequence[str]) -> ShardSet:
+    try:
+        return open_shards(urls)
+    except InputError as error:
+        raise InputError(f"{key}: {error}") from error
 
 
 def split_by_key(shards: ShardSet, held_back: float) -> tuple[ShardSet, ShardSet]:

@@ -22,7 +22,8 @@ def adaptive_weight(reconstruction_gradient: Tensor, adversarial_gradient: Tenso
     """``|grad nll| / (|grad gan| + 1e-4)`` at the decoder's last layer (VQGAN, arXiv:2012.09841, eq. 7), float32.
 
     Both gradients are averaged over the ranks first, so that the weight is that of the global batch.
-    A norm that is not finite gives weight 0: the adversary sits this batch out.
+    A norm that is not finite gives weight 0: the adversary sits this batch out, and its gradient, which 0 does not
+    make finite, must be left out by the caller.
     """
     gradients = torch.stack([reconstruction_gradient.float().flatten(), adversarial_gradient.float().flatten()])
     if dist.is_available() and dist.is_initialized():
@@ -30,7 +31,7 @@ def adaptive_weight(reconstruction_gradient: Tensor, adversarial_gradient: Tenso
         gradients = gradients / dist.get_world_size()
     nll, gan = gradients.norm(dim=1)
     weight = (nll / (gan + 1e-4)).clamp(0.0, limit)
-    return torch.where(torch.isfinite(weight), weight, torch.zeros_like(weight))
+    return torch.where(torch.isfinite(nll) & torch.isfinite(gan), weight, torch.zeros_like(weight))
 
 
 class AdversarialSchedule:

@@ -145,7 +145,6 @@ _MORE_SHAPES = {
     "square": ("cube",),
     "cross": ("plus",),
     "ring": ("donut", "hoop"),
-    "diamond": ("rhombus",),
 }
 _MORE_COLOURS = {"purple": ("violet",), "cyan": ("turquoise", "light blue")}
 _MORE_RELATIONS = {"left": ("on the left of",), "right": ("on the right of",), "top": ("over", "on top of")}

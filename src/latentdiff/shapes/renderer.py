@@ -78,12 +78,6 @@ def _cross(arm: float, half: float) -> np.ndarray:
     return np.array(corner + turned[0] + turned[1] + turned[2])
 
 
-def _heart() -> np.ndarray:
-    t = np.linspace(0, 2 * np.pi, 72, endpoint=False)
-    height = 13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t)
-    return np.stack([16 * np.sin(t) ** 3, -height], axis=1)
-
-
 _OUTLINES = {
     "circle": (_circle(0.88),),
     "square": (0.78 * np.array([(-1.0, -1.0), (1.0, -1.0), (1.0, 1.0), (-1.0, 1.0)]),),
@@ -91,6 +85,4 @@ _OUTLINES = {
     "star": (_fit(_star(1.0, 0.45), 0.96, 0.93),),
     "cross": (_cross(0.93, 0.31),),
     "ring": (_circle(0.96), _circle(0.52)),
-    "heart": (_fit(_heart(), 0.92, 0.86),),
-    "diamond": (np.array([(0.0, -1.0), (0.7, 0.0), (0.0, 1.0), (-0.7, 0.0)]),),
 }

@@ -1,7 +1,7 @@
 """What a picture of the embedded world contains: tables of names, exact attributes, and scenes drawn from a seed.
 
 The world is a square of 64 units whatever the image size; x runs to the right, y downwards. A scene is one object, or
-two in opposite cells of a 3x3 grid, on a flat background. Eight (shape, colour) pairs, ``HELD_OUT``, never occur in
+two in opposite cells of a 3x3 grid, on a flat background. Six (shape, colour) pairs, ``HELD_OUT``, never occur in
 training, so that a validation scene can ask for a combination the model has not seen.
 """
 
@@ -17,7 +17,7 @@ from latentdiff.config.errors import InputError
 
 WORLD = 64.0
 
-SHAPES = ("circle", "square", "triangle", "star", "cross", "ring", "heart", "diamond")
+SHAPES = ("circle", "square", "triangle", "star", "cross", "ring")
 
 COLOURS = {
     "red": (225, 30, 40),
@@ -39,7 +39,7 @@ BACKGROUNDS = {
     "maroon": (105, 15, 25),
 }
 
-SIZES = {"small": 8.0, "large": 12.5}
+SIZES = {"small": 8.8, "large": 13.2}
 """Half the extent of an object in world units, before ``radius_scale``."""
 
 POSITIONS = {
@@ -62,13 +62,13 @@ OPPOSITE = {"left": "right", "top": "bottom", "top left": "bottom right", "top r
 OPPOSITE |= {second: first for first, second in OPPOSITE.items()}
 
 HELD_OUT = frozenset((shape, list(COLOURS)[(i + 3) % len(COLOURS)]) for i, shape in enumerate(SHAPES))
-"""(shape, colour) pairs absent from training: every shape and every colour misses exactly one partner."""
+"""(shape, colour) pairs absent from training: every shape misses one colour, no two the same."""
 
 HELD_OUT_SHARE = {"train": 0.0, "val": 0.3}
 """Split -> share of its scenes that contain a held-out pair; the rest contain none."""
 
 TWO_OBJECTS = 0.3
-POSITION_JITTER, RADIUS_JITTER, ROTATION_JITTER, SHADE_JITTER = 2.0, 0.06, 8.0, 6
+POSITION_JITTER, RADIUS_JITTER, ROTATION_JITTER, SHADE_JITTER = 1.5, 0.06, 8.0, 6
 ROUND = ("circle", "ring")
 
 

@@ -19,7 +19,7 @@ from latentdiff.losses.adversarial import (
 )
 from latentdiff.losses.reconstruction import ReconstructionLoss
 from latentdiff.models.autoencoder.autoencoder import Autoencoder
-from latentdiff.training.counters import Counters
+from latentdiff.training.counters import Counters, continue_run
 from latentdiff.training.ema import Ema
 from latentdiff.training.optim import set_learning_rate
 from latentdiff.types import Batch
@@ -106,8 +106,9 @@ class AutoencoderModule(pl.LightningModule):
         optimizers = self.optimizers()
         first, *second = optimizers if isinstance(optimizers, list) else [optimizers]
         for optimizer in (first, *second):
-            logs["lr"] = set_learning_rate(optimizer.optimizer, self.schedule(number))
+            set_learning_rate(optimizer.optimizer, self.schedule(number))
             optimizer.zero_grad()
+        logs["lr"] = first.param_groups[0]["lr"]
         self.manual_backward(loss)
         logs["grad_norm"] = nn.utils.clip_grad_norm_(self.autoencoder.parameters(), self.gradient_clip)
         first.step()
@@ -146,6 +147,7 @@ class AutoencoderModule(pl.LightningModule):
         (gan_at_last,) = torch.autograd.grad(fake, last, gan_at_fake, retain_graph=True)
         weight = heard * adaptive_weight(nll_at_last, gan_at_last)
         logs |= {"gan": gan.detach(), "adversarial_weight": weight}
+        gan_at_fake = torch.where(weight > 0, gan_at_fake, torch.zeros_like(gan_at_fake))  # 0 * inf is not 0
         return at_fake + weight.to(at_fake.dtype) * gan_at_fake, scale
 
     def _discriminator_loss(self, image: Tensor, fake: Tensor, number: int, logs: dict) -> Tensor:
@@ -173,6 +175,9 @@ class AutoencoderModule(pl.LightningModule):
             total=batch.global_size,
             device=self.device,
         )
+
+    def on_train_start(self) -> None:
+        continue_run(self.trainer, self.counters)
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         self.counters = Counters(**checkpoint["latentdiff"]["counters"])

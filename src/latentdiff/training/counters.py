@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import pytorch_lightning as pl
+
+from latentdiff.training.optim import restore_settings
 from latentdiff.types import Batch
 
 
@@ -20,3 +23,14 @@ class Counters:
 
     def as_dict(self) -> dict[str, int]:
         return {"batches_seen": self.batches_seen, "images_seen": self.images_seen}
+
+
+def continue_run(trainer: pl.Trainer, counters: Counters) -> None:
+    """What Lightning does not continue by itself, to be called when training starts, fresh or resumed.
+
+    The validation interval counts batches since training began, not since this run did; and the optimisers have this
+    run's settings, so that a resumed run can change them.
+    """
+    trainer.fit_loop.epoch_loop.batch_progress.total.ready = counters.batches_seen
+    for optimizer in trainer.optimizers:
+        restore_settings(optimizer)

@@ -25,6 +25,7 @@ class Ema(nn.Module):
         self.model = copy.deepcopy(model, _frozen_parts(model)).requires_grad_(False).eval()
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
         self._count = 0
+        self.register_load_state_dict_post_hook(_recount)
 
     def train(self, mode: bool = True) -> Ema:
         return self
@@ -32,7 +33,6 @@ class Ema(nn.Module):
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
         """Called once after every update of ``model``."""
-        self._count = self._count or int(self.updates)
         decay = min(self.decay, (1 + self._count) / (10 + self._count))
         self._count += 1
         self.updates.fill_(self._count)
@@ -44,6 +44,11 @@ class Ema(nn.Module):
         for name, buffer in self.model.named_buffers():
             if buffer is not buffers[name]:
                 buffer.copy_(buffers[name])
+
+
+def _recount(ema: Ema, _: object) -> None:
+    """The count is kept outside the buffer too, where reading it does not wait for a GPU."""
+    ema._count = int(ema.updates)
 
 
 def _frozen_parts(model: nn.Module) -> dict[int, nn.Module]:

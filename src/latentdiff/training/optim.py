@@ -34,8 +34,14 @@ class WarmupCosine:
 
 
 def set_learning_rate(optimizer: Optimizer, factor: float) -> float:
-    """Scales every group's own rate, kept in ``initial_lr``, and returns the first group's present one."""
+    """Gives every group ``factor`` times the rate that the optimiser was built with, and returns it."""
+    rate = optimizer.defaults["lr"] * factor
     for group in optimizer.param_groups:
-        group.setdefault("initial_lr", group["lr"])
-        group["lr"] = group["initial_lr"] * factor
-    return optimizer.param_groups[0]["lr"]
+        group["lr"] = rate
+    return rate
+
+
+def restore_settings(optimizer: Optimizer) -> None:
+    """Gives every group the settings that the optimiser was built with: loading a state replaces them by the saved."""
+    for group in optimizer.param_groups:
+        group.update(optimizer.defaults)

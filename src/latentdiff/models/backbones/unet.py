@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from latentdiff.config.errors import InputError
 from latentdiff.nn.attention import AttentionBlock, SpatialTransformer, zero_
-from latentdiff.nn.embeddings import timestep_embedding
+from latentdiff.nn.embeddings import position_embedding, timestep_embedding
 from latentdiff.nn.norms import GroupNorm
 from latentdiff.nn.resnet import Downsample, ResBlock, Upsample
 from latentdiff.types import Conditioning
@@ -45,6 +45,8 @@ class UNet(nn.Module):
     - ``vector_dim``: width of ``cond.vector``, added to the time embedding through SDXL's two-layer label_emb.
     - ``patch`` > 1 folds patch x patch positions into channels before the first convolution and unfolds them after
       the last; 1 is LDM. ``norm_groups`` is exact where it divides a layer's channels (see ``nn.norms``).
+    - ``position_embedding``: add a fixed embedding of its place to every position after the first convolution; without
+      it (LDM) places are known through the convolutions' zero padding alone, which a short training hardly learns.
     - Attribute ``factor``: height and width of the input must be multiples of it.
     """
 
@@ -65,6 +67,7 @@ class UNet(nn.Module):
         vector_dim: int | None = None,
         dropout: float = 0.0,
         patch: int = 1,
+        position_embedding: bool = False,
         norm_groups: int = 32,
     ) -> None:
         super().__init__()
@@ -74,6 +77,7 @@ class UNet(nn.Module):
         self.in_channels, self.context_dim, self.vector_dim = in_channels, context_dim, vector_dim
         self.channels = channels
         self.patch = patch
+        self.position_embedding = position_embedding
         self.factor = patch * 2 ** (len(widths) - 1)
         embedding = 4 * channels
         self.time_embed = _two_layers(channels, embedding)
@@ -111,6 +115,8 @@ class UNet(nn.Module):
         skips = []
         for stage in self.input_blocks:
             x = stage(x, emb, cond.tokens, cond.mask)
+            if self.position_embedding and not skips:
+                x = x + position_embedding(*x.shape[-2:], self.channels, x.device).to(x.dtype)
             skips.append(x)
         x = self.middle_block(x, emb, cond.tokens, cond.mask)
         for stage in self.output_blocks:

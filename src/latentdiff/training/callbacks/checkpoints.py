@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import time
 from pathlib import Path
@@ -12,6 +13,8 @@ import torch.distributed as dist
 from pytorch_lightning.callbacks import Callback
 
 from latentdiff.checkpoint import store
+from latentdiff.config.errors import InputError
+from latentdiff.training.callbacks.metrics_log import NonFiniteError
 from latentdiff.training.checkpoint_io import describe
 
 
@@ -27,7 +30,7 @@ class Checkpoints(Callback):
     """Saves every ``every`` batches, at the end, after a better validation, and on Ctrl-C or SIGTERM.
 
     A signal only sets a flag; all ranks agree on it after a batch, save together and leave. A second Ctrl-C
-    interrupts at once.
+    interrupts at once. Weights that are not finite are never saved.
 
     Args:
         run_dir: holds ``checkpoints/``.
@@ -41,7 +44,9 @@ class Checkpoints(Callback):
         self.every, self.monitor, self.maximize = every, monitor, maximize
         self.best: float | None = None
         self._signal = 0
-        self._saved_at = -1
+        self._saved: tuple[int, int] | None = None
+        """Batches seen when ``last`` was saved, and at the validation before it."""
+        self._validated_at = self._measured_at = -1
         self._seconds_before = 0.0
         self._began = 0.0
 
@@ -52,7 +57,8 @@ class Checkpoints(Callback):
         self._began = time.perf_counter()
         if self.monitor is not None and (self.folder / "best" / store.MANIFEST).exists():
             self.best = store.read_manifest(self.folder / "best").extra.get(self.monitor)
-        for number in (signal.SIGINT, signal.SIGTERM):
+        self.best = trainer.strategy.broadcast(self.best)
+        for number in (signal.SIGINT, signal.SIGTERM):  # Lightning puts the handlers back when fit ends
             signal.signal(number, self._handle)
 
     def _handle(self, number: int, frame) -> None:
@@ -68,29 +74,44 @@ class Checkpoints(Callback):
             raise Stopped(stop)
 
     def on_validation_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        if trainer.sanity_checking or self.monitor is None or self.monitor not in trainer.callback_metrics:
+        if trainer.sanity_checking:
             return
-        value = float(trainer.callback_metrics[self.monitor])
-        if self.best is None or ((value > self.best) == self.maximize and value != self.best):
+        self._validated_at = module.counters.batches_seen
+        if self.monitor is not None and self._is_better(value := self._monitored(trainer)):
             self.best = value
             self._save(trainer, module, "best")
+
+    def _monitored(self, trainer: pl.Trainer) -> float:
+        values = trainer.callback_metrics
+        if self.monitor not in values:
+            known = ", ".join(name for name in values if name.startswith("val/"))
+            raise InputError(f"callbacks.checkpoints.monitor: '{self.monitor}' is not logged; validation logs {known}")
+        return float(values[self.monitor])
+
+    def _is_better(self, value: float) -> bool:
+        if not math.isfinite(value):
+            return False
+        return self.best is None or (value > self.best if self.maximize else value < self.best)
 
     def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         self._save(trainer, module, "last")
 
     def _save(self, trainer: pl.Trainer, module: pl.LightningModule, name: str) -> None:
         now = module.counters.batches_seen
-        if name == "last" and self._saved_at == now:
+        if name == "last" and self._saved == (now, self._validated_at):
             return
-        if hasattr(module, "measure_latents"):
+        _refuse_ruined_weights(module)
+        if hasattr(module, "measure_latents") and self._measured_at != now:
             module.measure_latents()
+            self._measured_at = now
         trainer.save_checkpoint(self.folder / name)
         if name == "last":
-            self._saved_at = now
+            self._saved = (now, self._validated_at)
 
     def on_save_checkpoint(self, trainer, module, checkpoint: dict) -> None:
-        """Adds what the manifest shall know: progress, seconds of training, and the last validation's values."""
-        values = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
+        """Adds what the manifest shall know: progress, seconds of training, and these weights' validation values."""
+        validated = self._validated_at == module.counters.batches_seen
+        values = {k: float(v) for k, v in trainer.callback_metrics.items() if validated and k.startswith("val/")}
         seconds = self._seconds_before + time.perf_counter() - self._began
         checkpoint["latentdiff"] = describe(module, trainer.world_size, {"seconds": round(seconds, 1), **values})
 
@@ -100,3 +121,12 @@ class Checkpoints(Callback):
         flag = torch.tensor(self._signal, device=module.device)
         dist.all_reduce(flag, op=dist.ReduceOp.MAX)
         return int(flag)
+
+
+def _refuse_ruined_weights(module: pl.LightningModule) -> None:
+    norms = torch._foreach_norm([p.detach() for p in module.parameters() if p.requires_grad])
+    if not torch.isfinite(torch.stack(norms)).all():
+        raise NonFiniteError(
+            f"weights not finite at batch {module.counters.batches_seen}: the checkpoint is not written. Resume from "
+            "the last one with a lower optim.lr, or trainer.precision=32-true"
+        )

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback
+from torch import Tensor
 
 from latentdiff.evaluation.grid import save_grid
 from latentdiff.generation.pipeline import LatentPipeline
-from latentdiff.types import Batch
+from latentdiff.types import Batch, Guidance, Sampler
 
 
 class ReconstructionGrid(Callback):
@@ -31,7 +33,8 @@ class ReconstructionGrid(Callback):
             self._draw(trainer, module)
 
     def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        self._draw(trainer, module)
+        if module.counters.batches_seen % self.every:
+            self._draw(trainer, module)
 
     @torch.inference_mode()
     def _draw(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
@@ -59,7 +62,16 @@ class SampleGrid(Callback):
     """
 
     def __init__(
-        self, *, run_dir: str, sampler, grid, steps: int, guidance, every: int = 5000, count: int = 16, seed: int = 0
+        self,
+        *,
+        run_dir: str,
+        sampler: Sampler,
+        grid: Callable[..., Tensor],
+        steps: int,
+        guidance: Guidance,
+        every: int = 5000,
+        count: int = 16,
+        seed: int = 0,
     ):
         self.folder = Path(run_dir) / "samples"
         self.sampler, self.grid, self.steps, self.guidance = sampler, grid, steps, guidance
@@ -70,7 +82,8 @@ class SampleGrid(Callback):
             self._draw(trainer, module)
 
     def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        self._draw(trainer, module)
+        if module.counters.batches_seen % self.every:
+            self._draw(trainer, module)
 
     def _draw(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         if not trainer.is_global_zero:

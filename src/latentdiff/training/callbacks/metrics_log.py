@@ -8,7 +8,11 @@ import time
 from pathlib import Path
 
 import pytorch_lightning as pl
+import torch
+import torch.distributed as dist
 from pytorch_lightning.callbacks import Callback
+
+from latentdiff.checkpoint import durable
 
 
 class NonFiniteError(RuntimeError):
@@ -18,7 +22,8 @@ class NonFiniteError(RuntimeError):
 class MetricsLog(Callback):
     """Every ``every`` batches and after each validation: one line of ``metrics.jsonl``, the same to every logger.
 
-    The axis of all loggers is ``batches_seen``; each line also has ``images_seen``.
+    The axis of all loggers is ``batches_seen``; each line also has ``images_seen``. The last batch has a line too.
+    Values are means over the ranks. A resumed run drops the lines that were written after its checkpoint.
 
     Args:
         run_dir: where ``metrics.jsonl`` is written (rank 0 only).
@@ -32,10 +37,12 @@ class MetricsLog(Callback):
         self._since: tuple[float, int] | None = None
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        if trainer.is_global_zero and self.path.exists():
+            _drop_lines_after(self.path, module.counters.batches_seen)
         self._since = (time.perf_counter(), module.counters.images_seen)
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_index) -> None:
-        if module.counters.batches_seen % self.every:
+        if module.counters.batches_seen % self.every and not trainer.is_last_batch:
             return
         now, images = time.perf_counter(), module.counters.images_seen
         speed = (images - self._since[1]) / max(now - self._since[0], 1e-9)
@@ -49,12 +56,14 @@ class MetricsLog(Callback):
             self._since = (time.perf_counter(), module.counters.images_seen)
 
     def _write(self, trainer, module, prefix: str, extra: dict[str, float]) -> None:
-        values = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith(prefix)} | extra
+        values = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith(prefix)}
+        values = _mean_over_ranks(values, module) | extra
         bad = [name for name, value in values.items() if not math.isfinite(value)]
         counters = module.counters.as_dict()
         if trainer.is_global_zero:
             with self.path.open("a") as file:
-                file.write(json.dumps({**counters, **values}) + "\n")
+                valid = {name: None if name in bad else value for name, value in values.items()}
+                file.write(json.dumps({**counters, **valid}) + "\n")
             for logger in trainer.loggers:
                 logger.log_metrics({**values, "images_seen": counters["images_seen"]}, step=counters["batches_seen"])
             if self.echo:
@@ -65,3 +74,25 @@ class MetricsLog(Callback):
                 f"{', '.join(bad)} not finite at batch {counters['batches_seen']}: training stopped before a "
                 "checkpoint could keep it. Resume from the last one with a lower optim.lr, or trainer.precision=32-true"
             )
+
+
+def _mean_over_ranks(values: dict[str, float], module: pl.LightningModule) -> dict[str, float]:
+    if not (dist.is_available() and dist.is_initialized()):
+        return values
+    total = torch.tensor(list(values.values()), device=module.device)
+    dist.all_reduce(total)
+    return dict(zip(values, (total / dist.get_world_size()).tolist()))
+
+
+def _drop_lines_after(path: Path, batches_seen: int) -> None:
+    """Those of batches that the checkpoint has not seen, and a last one that a killed process left unfinished."""
+    kept = [line for line in path.read_text().splitlines(keepends=True) if _seen(line) <= batches_seen]
+    with durable.new_file(path) as staged:
+        staged.write_text("".join(kept))
+
+
+def _seen(line: str) -> float:
+    try:
+        return json.loads(line)["batches_seen"] if line.endswith("\n") else math.inf
+    except ValueError:
+        return math.inf

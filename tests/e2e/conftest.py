@@ -1,0 +1,182 @@
+"""train.py, evaluate.py and sample.py in this process, on tiny models, tiny data and a few batches."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import io
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from unittest.mock import patch
+
+import pytest
+import torch
+
+import latentdiff
+from latentdiff.app import launch
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+SOURCE = Path(latentdiff.__file__).resolve().parents[1]
+
+EVERY = ("trainer=cpu", "trainer.precision=32-true")
+DATA = ("data.size=16", "data.workers=0", "data.module.source.train_samples=64", "data.module.source.val_samples=16")
+SHORT = ("global_batch=8", "max_batches=4", "validate_every=2", "callbacks.log.every=1")
+FAST = ("optim.lr=5.0e-3", "optim.schedule.warmup=0")
+AUTOENCODER = (
+    "autoencoder=kl_f8",
+    "autoencoder.channels=8",
+    "autoencoder.channel_multipliers=[1,2]",
+    "autoencoder.num_res_blocks=1",
+    "adversarial.discriminator.channels=8",
+    "adversarial.discriminator.layers=1",
+    "adversarial.schedule.start=1",
+    "adversarial.schedule.warmup=1",
+    "adversarial.schedule.ramp=0",
+    "task.statistics_images=32",
+)
+DIFFUSION = (
+    "backbone=unet",
+    "backbone.channels=32",
+    "backbone.channel_multipliers=[1]",
+    "backbone.num_res_blocks=1",
+    "backbone.attention_factors=[1]",
+    "backbone.heads=2",
+    "conditioner=text_transformer",
+    "conditioner.width=32",
+    "conditioner.module.transformer.layers=1",
+    "conditioner.module.transformer.heads=2",
+    "conditioner.module.transformer.max_length=16",
+    "sampler.steps=2",
+    "+callbacks.samples.count=4",
+)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a program answered."""
+
+    code: int
+    out: str
+    err: str
+
+
+class Programs:
+    """The root scripts, with all that they read or write below ``home``; overrides given later win."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self.paths = (
+            f"paths.data={home / 'data'}",
+            f"paths.outputs={home / 'outputs'}",
+            f"paths.first_stages={home / 'first_stages'}",
+        )
+        common = (*EVERY, *self.paths, *DATA, *SHORT, *FAST)
+        self.stage_one = ("experiment=ae_kl", *common, *AUTOENCODER)
+        self.stage_two = ("experiment=ldm_txt2img", *common, *DIFFUSION)
+        self.use = (*EVERY, *self.paths)
+        """Overrides for evaluate.py and sample.py."""
+        self.environment = {
+            **os.environ,
+            "PYTHONPATH": str(SOURCE),
+            "OMP_NUM_THREADS": "1",
+            "WANDB_MODE": "offline",
+            "WANDB_SILENT": "true",
+        }
+
+    def __call__(self, name: str, *overrides: str) -> Outcome:
+        """Runs ``name``.py in this process, in an empty working directory."""
+        out, err = io.StringIO(), io.StringIO()
+        argv = [str(REPOSITORY / f"{name}.py"), *self._merged(*overrides)]
+        with (
+            patch.object(sys, "argv", argv),
+            patch.dict(os.environ, self.environment),
+            contextlib.chdir(self.home) if hasattr(contextlib, "chdir") else _inside(self.home),
+            contextlib.redirect_stdout(out),
+            contextlib.redirect_stderr(err),
+            _one_thread(),
+        ):
+            code = launch.run(_job(name), name)
+        return Outcome(code, out.getvalue(), err.getvalue())
+
+    def done(self, name: str, *overrides: str) -> Outcome:
+        """Runs ``name``.py, which has to succeed."""
+        outcome = self(name, *overrides)
+        assert outcome.code == 0, outcome
+        return outcome
+
+    def start(self, name: str, *overrides: str) -> subprocess.Popen[str]:
+        """Starts ``name``.py in a process of its own."""
+        command = [sys.executable, str(REPOSITORY / f"{name}.py"), *self._merged(*overrides)]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        return subprocess.Popen(command, cwd=self.home, env=self.environment, **pipes)
+
+    @staticmethod
+    def _merged(*overrides: str) -> tuple[str, ...]:
+        """Hydra refuses a key given twice: the last one stays. The size of the embedded data goes with it."""
+        last = {override.partition("=")[0]: override for override in overrides}
+        gone = "data.module.source." if "data=webdataset" in overrides else "nothing"
+        return tuple(override for key, override in last.items() if not key.startswith(gone))
+
+
+def _job(name: str) -> Callable:
+    spec = importlib.util.spec_from_file_location(f"root_{name}", REPOSITORY / f"{name}.py")
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    return script.job
+
+
+@contextlib.contextmanager
+def _inside(folder: Path) -> Iterator[None]:
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(before)
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def programs(tmp_path_factory: pytest.TempPathFactory) -> Programs:
+    return Programs(tmp_path_factory.mktemp("e2e"))
+
+
+@pytest.fixture(scope="session")
+def autoencoder(programs: Programs) -> Path:
+    """Run directory of a trained first stage."""
+    run_dir = programs.home / "autoencoder"
+    programs.done("train", *programs.stage_one, f"run_dir={run_dir}")
+    return run_dir
+
+
+@pytest.fixture(scope="session")
+def ldm(programs: Programs, autoencoder: Path) -> Path:
+    """Run directory of a trained second stage."""
+    run_dir = programs.home / "ldm"
+    programs.done("train", *programs.stage_two, f"first_stage.checkpoint={autoencoder}", f"run_dir={run_dir}")
+    return run_dir
+
+
+@pytest.fixture(scope="session")
+def metrics() -> Callable[[Path], list[dict]]:
+    """Run directory -> the lines of its metrics.jsonl without the speed, which is never the same twice."""
+
+    def read(run_dir: Path) -> list[dict]:
+        lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+        return [{key: value for key, value in line.items() if key != "images_per_second"} for line in lines]
+
+    return read

@@ -1,0 +1,65 @@
+import numpy as np
+import torch
+from PIL import Image
+from pytorch_lightning.loggers.logger import DummyLogger
+
+from latentdiff.diffusion.grids import Uniform
+from latentdiff.diffusion.guidance import ClassifierFree
+from latentdiff.diffusion.samplers.euler import Euler
+from latentdiff.generation.pipeline import LatentPipeline, to_uint8
+from latentdiff.training.callbacks.images import ReconstructionGrid, SampleGrid
+
+
+def cell(path, row, column, scale=2, pad=4, size=8):
+    """The image in a cell of a grid without captions, scaled down again."""
+    pixels = torch.from_numpy(np.array(Image.open(path))).permute(2, 0, 1)
+    step = size * scale + pad
+    top, left = pad + row * step, pad + column * step
+    return pixels[:, top : top + size * scale : scale, left : left + size * scale : scale]
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_reconstructions_by_the_averaged_weights_stand_below_their_images(autoencoder_module, batch, fit, tmp_path):
+    module, val = autoencoder_module(), batch(9)
+    fit(module, [batch(i) for i in range(3)], ReconstructionGrid(run_dir=str(tmp_path), every=2), val=[val])
+    folder = tmp_path / "reconstructions"
+    assert names(folder) == ["batch-00000002.png", "batch-00000003.png"]
+    with torch.no_grad():
+        image = val.image.float() / 127.5 - 1
+        rebuilt = to_uint8(module.ema.model.decode(module.ema.model.encode(image).mean))
+    for column in range(4):
+        assert torch.equal(cell(folder / "batch-00000003.png", 0, column), val.image[column])
+        assert torch.equal(cell(folder / "batch-00000003.png", 1, column), rebuilt[column])
+
+
+def test_samples_are_the_pipelines_for_the_averaged_weights(diffusion_module, batch, fit, tmp_path, monkeypatch):
+    kept = []
+    monkeypatch.setattr(
+        "latentdiff.training.callbacks.images.save_grid", lambda path, images, **options: kept.append((path, images))
+    )
+    parts = {"sampler": Euler(), "grid": Uniform(), "steps": 3, "guidance": ClassifierFree(scale=2.0)}
+    module, val = diffusion_module(), batch(9)
+    fit(module, [batch(0), batch(1)], SampleGrid(run_dir=str(tmp_path), every=2, seed=5, **parts), val=[val])
+    ((path, images),) = kept  # drawn once: the last batch ends an interval
+    assert path == tmp_path / "samples" / "batch-00000002.png"
+    pipeline = LatentPipeline(
+        denoiser=module.ema.model["denoiser"],
+        conditioner=module.ema.model["conditioner"],
+        codec=module.codec,
+        image_size=8,
+        **parts,
+    )
+    assert torch.equal(images, pipeline(val, seeds=[5, 6, 7, 8]))
+
+
+def test_loggers_that_take_images_get_the_file_by_batches_seen(autoencoder_module, batch, fit, tmp_path):
+    class Takes(DummyLogger):
+        def log_image(self, name, images, step):
+            self.taken = (name, images, step)
+
+    logger = Takes()
+    fit(autoencoder_module(), [batch()], ReconstructionGrid(run_dir=str(tmp_path)), logger=logger)
+    assert logger.taken == ("reconstructions", [str(tmp_path / "reconstructions/batch-00000001.png")], 1)

@@ -1,0 +1,111 @@
+import json
+
+import pytest
+import torch
+from pytorch_lightning.loggers.logger import Logger
+
+from latentdiff.training.callbacks.metrics_log import MetricsLog, NonFiniteError
+
+
+def refuse(constant: str):
+    raise AssertionError(f"{constant} is no JSON")
+
+
+def lines(folder):
+    return [json.loads(line, parse_constant=refuse) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+class Recorder(Logger):
+    name, version = "recorder", 0
+
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+
+    def log_metrics(self, metrics, step=None):
+        self.calls.append((step, metrics))
+
+    def log_hyperparams(self, *args):
+        pass
+
+
+def test_one_line_per_interval_and_per_validation(autoencoder_module, batch, fit, tmp_path):
+    recorder = Recorder()
+    fit(
+        autoencoder_module(),
+        [batch(i, size=6, rows=slice(0, 3)) for i in range(6)],
+        MetricsLog(run_dir=str(tmp_path), every=2),
+        val=[batch(9)],
+        val_check_interval=3,
+        logger=recorder,
+    )
+    found = lines(tmp_path)
+    assert [line["batches_seen"] for line in found] == [2, 3, 4, 6, 6]
+    assert [line["images_seen"] for line in found] == [12, 18, 24, 36, 36]
+    for line in found:
+        names = set(line) - {"batches_seen", "images_seen"}
+        if "val/psnr" in line:
+            assert names == {"val/psnr", "val/kl"}
+        else:
+            assert {"train/nll", "train/kl", "train/lr", "train/grad_norm", "images_per_second"} <= names
+            assert line["images_per_second"] > 0
+    assert [step for step, _ in recorder.calls] == [2, 3, 4, 6, 6]
+    for line, (_, values) in zip(found, recorder.calls, strict=True):
+        assert values == {name: value for name, value in line.items() if name != "batches_seen"}
+
+
+def test_values_are_the_modules(diffusion_module, batch, fit, validate, tmp_path):
+    module = diffusion_module()
+    module.schedule = lambda number: [0.5, 0.25][number]
+    fit(
+        module,
+        [batch(i) for i in range(2)],
+        MetricsLog(run_dir=str(tmp_path), every=1),
+        val=[batch(9)],
+        val_check_interval=2,
+    )
+    *train, val = lines(tmp_path)
+    assert [line["train/lr"] for line in train] == pytest.approx([5e-4, 2.5e-4])
+    assert val["val/loss"] == pytest.approx(validate(module, [batch(9)])["val/loss"])
+
+
+def test_a_resumed_run_goes_on_from_its_checkpoints_line(autoencoder_module, batch, fit, tmp_path):
+    """The lines of batches that are trained again are dropped, and so is one that was never finished."""
+    module, log = autoencoder_module(), lambda: MetricsLog(run_dir=str(tmp_path), every=1)
+    fit(module, [batch(i) for i in range(3)], log())
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"batches_seen": 4, "train/n')
+    module.counters.batches_seen = 2
+    fit(module, [batch(2)], log())
+    assert [line["batches_seen"] for line in lines(tmp_path)] == [1, 2, 3]
+
+
+def test_the_last_batch_has_a_line_wherever_the_interval_stands(autoencoder_module, batch, fit, tmp_path):
+    fit(autoencoder_module(), [batch(i) for i in range(5)], MetricsLog(run_dir=str(tmp_path), every=3))
+    assert [line["batches_seen"] for line in lines(tmp_path)] == [3, 5]
+
+
+@pytest.mark.parametrize("ruin", [float("nan"), float("inf")])
+def test_a_loss_that_is_not_finite_stops_the_run_and_is_recorded(autoencoder_module, batch, fit, tmp_path, ruin):
+    module = autoencoder_module()
+    with torch.no_grad():
+        module.autoencoder.decoder.conv_out.bias.fill_(ruin)
+    with pytest.raises(NonFiniteError, match=r"train/nll.* not finite at batch 2: .*optim\.lr"):
+        fit(module, [batch(i) for i in range(4)], MetricsLog(run_dir=str(tmp_path), every=2))
+    (line,) = lines(tmp_path)
+    assert line["batches_seen"] == 2
+    assert line["train/nll"] is None
+    assert line["train/lr"] == pytest.approx(1e-3)
+
+
+def test_a_validation_that_is_not_finite_stops_the_run(diffusion_module, batch, fit, tmp_path):
+    module = diffusion_module()
+    with torch.no_grad():
+        module.ema.model["denoiser"].backbone.out[2].bias.fill_(float("nan"))
+    with pytest.raises(NonFiniteError, match="val/loss not finite at batch 1"):
+        fit(module, [batch(0), batch(1)], MetricsLog(run_dir=str(tmp_path)), val_check_interval=1)
+
+
+def test_echo_prints_each_line(autoencoder_module, batch, fit, tmp_path, capsys):
+    fit(autoencoder_module(), [batch()], MetricsLog(run_dir=str(tmp_path), every=1, echo=True))
+    assert "batch 1: train/" in capsys.readouterr().out
