@@ -231,7 +231,7 @@ def test_lpips_is_built_from_a_file_of_vgg16(tmp_path: Path) -> None:
 
 def test_inception_is_read_from_the_file_named() -> None:
     cfg = composed(*EVALUATE, "metrics=inception", "metrics.frechet.features.weights=/no/such/file.pth")
-    with pytest.raises(InputError, match="/no/such/file.pth"):
+    with pytest.raises(InputError, match="/no/such/file"):
         build(cfg.metrics.frechet)
 
 

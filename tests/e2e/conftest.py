@@ -16,6 +16,8 @@ from unittest.mock import patch
 
 import pytest
 import torch
+from hydra._internal.hydra import Hydra
+from hydra.types import RunMode
 
 import latentdiff
 from latentdiff.app import launch
@@ -95,7 +97,8 @@ class Programs:
         with (
             patch.object(sys, "argv", argv),
             patch.dict(os.environ, self.environment),
-            contextlib.chdir(self.home) if hasattr(contextlib, "chdir") else _inside(self.home),
+            patch.object(Hydra, "get_mode", lambda *_, **__: RunMode.RUN),  # saves one of three compositions
+            _inside(self.home),
             contextlib.redirect_stdout(out),
             contextlib.redirect_stderr(err),
             _one_thread(),

@@ -49,7 +49,10 @@ def place(programs, autoencoder: Path, ldm: Path, tmp_path_factory: pytest.TempP
 
 STAGE_ONE: dict[str, tuple[Callable[[Place], list[str]], str]] = {
     "mistyped key": (lambda p: ["max_batchs=3"], "key max_batchs: there is no such key.*did you mean max_batches"),
-    "mistyped nested key": (lambda p: ["autoencoder.chanels=8"], "autoencoder.chanels.*did you mean autoencoder.channel"),
+    "mistyped nested key": (
+        lambda p: ["autoencoder.chanels=8"],
+        "autoencoder.chanels.*did you mean autoencoder.channel",
+    ),
     "unknown argument of a part": (lambda p: ["+autoencoder.depth=3"], "key autoencoder.depth: .* takes no 'depth'"),
     "mistyped experiment": (lambda p: ["experiment=ae_lk"], "key experiment: .*'experiment/ae_lk'; did you mean ae_kl"),
     "mistyped option": (lambda p: ["trainer=cpuu"], "key trainer: .*'trainer/cpuu'; did you mean cpu"),
@@ -69,19 +72,31 @@ STAGE_ONE: dict[str, tuple[Callable[[Place], list[str]], str]] = {
     ),
     "no GPU": (lambda p: ["trainer=gpu"], "trainer or logger: .*gpu"),
     "unknown precision": (lambda p: ["trainer.precision=float7"], "float7"),
-    "target off the list": (lambda p: ["autoencoder._target_=os.system"], "key autoencoder._target_: 'os.system' may not"),
+    "target off the list": (
+        lambda p: ["autoencoder._target_=os.system"],
+        "key autoencoder._target_: 'os.system' may not",
+    ),
     "target that is not there": (
         lambda p: ["autoencoder._target_=latentdiff.models.autoencoder.autoencoder.Autoencodr"],
         "did you mean Autoencoder",
     ),
     "sweep without -m": (lambda p: ["seed=1,2"], "key seed: .*add -m"),
     "unwritable run_dir": (lambda p: [f"run_dir={p.home}/file/run"], "run_dir: '.*file/run' cannot be written"),
-    "unwritable outputs": (lambda p: [f"paths.outputs={p.home}/file", "run_dir=null"], "run_dir: '.*/file/ae_kl/.*' cannot"),
+    "unwritable outputs": (
+        lambda p: [f"paths.outputs={p.home}/file", "run_dir=null"],
+        "run_dir: '.*/file/ae_kl/.*' cannot",
+    ),
     "unwritable data": (lambda p: [f"paths.data={p.home}/file"], "paths.data: .*/file"),
-    "no such shard": (lambda p: ["data=webdataset", "data.train=/no/{0..3}.tar"], "data.train: shard /no/0.tar does not"),
+    "no such shard": (
+        lambda p: ["data=webdataset", "data.train=/no/{0..3}.tar"],
+        "data.train: shard /no/0.tar does not",
+    ),
     "no shard named": (lambda p: ["data=webdataset"], "key data.train: has no value yet; set it with data.train=VALUE"),
     "empty list of shards": (lambda p: ["data=webdataset", "data.train=[]"], "data.train: no shards were named"),
-    "folder without shards": (lambda p: ["data=webdataset", f"data.train={p.home}/empty"], "data.train: .*/empty holds no"),
+    "folder without shards": (
+        lambda p: ["data=webdataset", f"data.train={p.home}/empty"],
+        "data.train: .*/empty holds no",
+    ),
     "damaged shard": (lambda p: ["data=webdataset", f"data.train={p.home}/damaged.tar"], "data.train: .*damaged.tar"),
     "no such validation shard": (
         lambda p: ["data=webdataset", f"data.train={p.home}/uncaptioned", "data.val=/no/val.tar"],
@@ -107,8 +122,14 @@ STAGE_ONE: dict[str, tuple[Callable[[Place], list[str]], str]] = {
 
 STAGE_TWO: dict[str, tuple[Callable[[Place], list[str]], str]] = {
     "no such first stage": (lambda p: ["first_stage.checkpoint=/no/ae"], "first_stage.checkpoint: .*'/no/ae'"),
-    "a file as first stage": (lambda p: [f"first_stage.checkpoint={p.home}/file"], "first_stage.checkpoint: .*is a file"),
-    "stage two as first stage": (lambda p: [f"first_stage.checkpoint={p.ldm}"], "first_stage.checkpoint: .*kind diffusion"),
+    "a file as first stage": (
+        lambda p: [f"first_stage.checkpoint={p.home}/file"],
+        "first_stage.checkpoint: .*is a file",
+    ),
+    "stage two as first stage": (
+        lambda p: [f"first_stage.checkpoint={p.ldm}"],
+        "first_stage.checkpoint: .*kind diffusion",
+    ),
     "truncated first stage": (
         lambda p: [f"first_stage.checkpoint={p.home}/truncated"],
         "first_stage.checkpoint: .*ema.safetensors: [0-9]+ bytes expected",
@@ -126,8 +147,14 @@ STAGE_TWO: dict[str, tuple[Callable[[Place], list[str]], str]] = {
         "first_stage.*max_batchs",
     ),
     "odd size for the backbone": (
-        lambda p: ["backbone.channel_multipliers=[1,1]", "data.size=18", "first_stage.checkpoint=auto"]
-        + ["first_stage.overrides=[autoencoder=kl_f8,autoencoder.channel_multipliers=[1,2]]"],
+        lambda p: (
+            [
+                "backbone.channel_multipliers=[1,1]",
+                "data.size=18",
+                "first_stage.checkpoint=auto",
+                "first_stage.overrides=[autoencoder=kl_f8,autoencoder.channel_multipliers=[1,2]]",
+            ]
+        ),
         r"data.size: 18 is not divisible by 2 \(the autoencoder's factor\) x 2 \(the backbone's\) = 4; 16 is",
     ),
     "uneven batch before a first stage": (
@@ -146,12 +173,32 @@ STAGE_TWO: dict[str, tuple[Callable[[Place], list[str]], str]] = {
 }
 
 USE: dict[str, tuple[str, Callable[[Place], list[str]], str]] = {
-    "evaluate: no checkpoint": ("evaluate", lambda p: [], "key checkpoint: has no value yet; set it with checkpoint=VALUE"),
-    "evaluate: no such checkpoint": ("evaluate", lambda p: ["checkpoint=/no/run"], "no checkpoint found under '/no/run'"),
-    "evaluate: empty run": ("evaluate", lambda p: [f"checkpoint={p.home}/empty"], "no checkpoint found under '.*empty'"),
+    "evaluate: no checkpoint": (
+        "evaluate",
+        lambda p: [],
+        "key checkpoint: has no value yet; set it with checkpoint=VALUE",
+    ),
+    "evaluate: no such checkpoint": (
+        "evaluate",
+        lambda p: ["checkpoint=/no/run"],
+        "no checkpoint found under '/no/run'",
+    ),
+    "evaluate: empty run": (
+        "evaluate",
+        lambda p: [f"checkpoint={p.home}/empty"],
+        "no checkpoint found under '.*empty'",
+    ),
     "evaluate: damaged": ("evaluate", lambda p: [f"checkpoint={p.home}/truncated"], "ema.safetensors: [0-9]+ bytes"),
-    "evaluate: unreadable": ("evaluate", lambda p: [f"checkpoint={p.home}/unreadable"], "manifest.json' is not readable"),
-    "evaluate: no images": ("evaluate", lambda p: [f"checkpoint={p.ldm}", "num_images=0"], "num_images.*at least 1; got 0"),
+    "evaluate: unreadable": (
+        "evaluate",
+        lambda p: [f"checkpoint={p.home}/unreadable"],
+        "manifest.json' is not readable",
+    ),
+    "evaluate: no images": (
+        "evaluate",
+        lambda p: [f"checkpoint={p.ldm}", "num_images=0"],
+        "num_images.*at least 1; got 0",
+    ),
     "evaluate: too many images": ("evaluate", lambda p: [f"checkpoint={p.ldm}", "num_images=500"], "num_images .*16"),
     "evaluate: unwritable": (
         "evaluate",
@@ -173,20 +220,36 @@ USE: dict[str, tuple[str, Callable[[Place], list[str]], str]] = {
         lambda p: [f"checkpoint={p.ldm}", "first_stage.checkpoint=/no/ae"],
         "'/no/ae'.*first_stage.checkpoint=PATH",
     ),
-    "evaluate: a metric mistyped": ("evaluate", lambda p: [f"checkpoint={p.ldm}", "metrics=frechett"], "did you mean frechet"),
-    "sample: no prompt": ("sample", lambda p: [f"checkpoint={p.ldm}"], "key prompt: has no value yet; set it with prompt="),
+    "evaluate: a metric mistyped": (
+        "evaluate",
+        lambda p: [f"checkpoint={p.ldm}", "metrics=frechett"],
+        "did you mean frechet",
+    ),
+    "sample: no prompt": (
+        "sample",
+        lambda p: [f"checkpoint={p.ldm}"],
+        "key prompt: has no value yet; set it with prompt=",
+    ),
     "sample: of stage one": (
         "sample",
         lambda p: [f"checkpoint={p.autoencoder}", "prompt=a red circle"],
         "kind autoencoder .*one of kind diffusion",
     ),
-    "sample: no seeds": ("sample", lambda p: [f"checkpoint={p.ldm}", "prompt=a", "seeds=[]"], "prompt and seeds: at least one"),
+    "sample: no seeds": (
+        "sample",
+        lambda p: [f"checkpoint={p.ldm}", "prompt=a", "seeds=[]"],
+        "prompt and seeds: at least one",
+    ),
     "sample: empty batches": (
         "sample",
         lambda p: [f"checkpoint={p.ldm}", "prompt=a", "batch_size=0"],
         "batch_size: expected at least 1, got 0",
     ),
-    "sample: no steps": ("sample", lambda p: [f"checkpoint={p.ldm}", "prompt=a", "sampler.steps=0"], "sampler.steps: expected a whole"),
+    "sample: no steps": (
+        "sample",
+        lambda p: [f"checkpoint={p.ldm}", "prompt=a", "sampler.steps=0"],
+        "sampler.steps: expected a whole",
+    ),
     "sample: a key that guidance has not": (
         "sample",
         lambda p: [f"checkpoint={p.ldm}", "prompt=a", "+guidance.strength=2"],

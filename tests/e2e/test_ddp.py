@@ -14,7 +14,7 @@ from latentdiff.data.datamodule import DataModule
 
 def train_in_two_processes(programs, command: tuple[str, ...], run_dir: Path) -> None:
     process = programs.start("train", *command, "trainer=ddp_cpu", f"run_dir={run_dir}")
-    out, err = process.communicate(timeout=280)
+    out, err = process.communicate(timeout=800)
     assert process.returncode == 0, (out, err)
     assert out.count(f"run directory: {run_dir}") == 1
 
@@ -37,6 +37,7 @@ def keys(run_dir: Path, ranks: int, monkeypatch: pytest.MonkeyPatch) -> list[lis
     return batches
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("stage", ["stage_one", pytest.param("stage_two", marks=pytest.mark.slow)])
 def test_two_processes_train_as_one(
     programs, request, metrics, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, stage: str
@@ -53,7 +54,10 @@ def test_two_processes_train_as_one(
     monkeypatch.undo()
     manifest = store.verify(two / "checkpoints" / "last")
     assert (manifest.world_size, manifest.counters) == (2, {"batches_seen": 4, "images_seen": 32})
-    assert store.load_weights(two / "checkpoints" / "last").keys() == store.load_weights(one / "checkpoints" / "last").keys()
+    assert (
+        store.load_weights(two / "checkpoints" / "last").keys()
+        == store.load_weights(one / "checkpoints" / "last").keys()
+    )
 
     # What two processes saved goes on in one process.
     programs.done("train", *command, "max_batches=6", f"run_dir={two}")

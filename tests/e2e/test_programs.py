@@ -28,7 +28,10 @@ def test_a_run_directory_holds_the_whole_run(request, metrics, stage: str, pictu
     assert seen == [(1, 8), (2, 16), (2, 16), (3, 24), (4, 32), (4, 32)]
     assert sorted(path.name for path in (run_dir / "checkpoints").iterdir()) == ["best", "last"]
     assert store.verify(run_dir / "checkpoints" / "last").counters == {"batches_seen": 4, "images_seen": 32}
-    assert [path.name for path in sorted((run_dir / pictures).iterdir())] == ["batch-00000002.png", "batch-00000004.png"]
+    assert [path.name for path in sorted((run_dir / pictures).iterdir())] == [
+        "batch-00000002.png",
+        "batch-00000004.png",
+    ]
     assert pixels(run_dir / pictures / "batch-00000004.png").std() > 0
 
 

@@ -64,7 +64,16 @@ def assert_same_state(a: Path, b: Path) -> None:
 
 @pytest.mark.parametrize(("stage", "number", "code"), [("stage_one", 2, 130), ("stage_two", 15, 143)])
 def test_stopped_by_a_signal_and_resumed(
-    programs, commands, uninterrupted, signal_at, monkeypatch, metrics, tmp_path: Path, stage: str, number: int, code: int
+    programs,
+    commands,
+    uninterrupted,
+    signal_at,
+    monkeypatch,
+    metrics,
+    tmp_path: Path,
+    stage: str,
+    number: int,
+    code: int,
 ) -> None:
     """Of stage one: with both optimisers, the discriminator and the adversarial term in play before and after."""
     before = signal.getsignal(number)
@@ -109,18 +118,19 @@ def test_a_copy_of_a_run_goes_on_from_any_of_its_checkpoints(
 
 
 def wait_for_lines(process, path: Path, count: int) -> None:
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + 400
     while not path.exists() or len(path.read_text().splitlines()) < count:
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.02)
 
 
+@pytest.mark.timeout(900)
 def test_ctrl_c_stops_a_process_with_its_state_saved(programs, commands, tmp_path: Path) -> None:
     process = programs.start("train", *commands["stage_one"], "max_batches=100000", f"run_dir={tmp_path}")
     wait_for_lines(process, tmp_path / "metrics.jsonl", 3)
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=240)
+    out, err = process.communicate(timeout=400)
     assert (process.returncode, err) == (130, ""), (out, err)
     assert f"the same command with run_dir={tmp_path} goes on from there" in out
     seen = store.verify(tmp_path / "checkpoints" / "last").counters["batches_seen"]
@@ -129,6 +139,7 @@ def test_ctrl_c_stops_a_process_with_its_state_saved(programs, commands, tmp_pat
 
 
 @pytest.mark.faults
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("lines", [1, 3, 4, 5])
 def test_killed_at_any_time_and_resumed(

@@ -16,11 +16,18 @@ from latentdiff.config.instantiate import build
 from latentdiff.training.callbacks.validation import ValidateLast
 from latentdiff.training.checkpoint_io import DirectoryCheckpointIO
 
+PRECISIONS = ("bf16-mixed", "32-true")
+
 
 def precision(choice: str, accelerator: str) -> str:
-    """``auto`` becomes bf16-mixed where the hardware computes in bfloat16, else 32-true; anything else stays."""
+    """``auto`` becomes bf16-mixed where the hardware computes in bfloat16, else 32-true.
+
+    Raises InputError for any other: float16 would clip scaled gradients, bf16-true would average in bfloat16.
+    """
+    if choice in PRECISIONS:
+        return str(choice)
     if choice != "auto":
-        return choice
+        raise InputError(f"trainer.precision: expected auto, {' or '.join(PRECISIONS)}, got {choice!r}")
     on_gpu = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
     fast = torch.cuda.is_bf16_supported() if on_gpu else cpu_has_bf16()
     return "bf16-mixed" if fast else "32-true"
