@@ -60,8 +60,8 @@ STAGE_ONE: dict[str, tuple[Callable[[Place], list[str]], str]] = {
     "text for a number": (lambda p: ["max_batches=many"], "key max_batches: expected int, got 'many'"),
     "fraction for a number": (lambda p: ["global_batch=2.5"], "key global_batch: expected int"),
     "text for a part's number": (lambda p: ["autoencoder.channels=wide"], "key autoencoder.channels: expected int"),
-    "text for a learning rate": (lambda p: ["optim.lr=fast"], "optim.optimizer: "),
-    "negative learning rate": (lambda p: ["optim.lr=-1"], "optim.optimizer: Invalid learning rate: -1"),
+    "text for a learning rate": (lambda p: ["optim.lr=fast"], "optim.optimizer: torch.optim.AdamW refuses lr='fast'"),
+    "negative learning rate": (lambda p: ["optim.lr=-1"], "optim.optimizer: .*Invalid learning rate: -1"),
     "no batches": (lambda p: ["max_batches=0"], "max_batches: expected a whole number of at least 1, got 0"),
     "negative batch": (lambda p: ["global_batch=-8"], "global_batch: expected a whole number of at least 1, got -8"),
     "no size": (lambda p: ["data.size=0"], "data.size: expected a whole number of at least 1, got 0"),
@@ -199,7 +199,11 @@ USE: dict[str, tuple[str, Callable[[Place], list[str]], str]] = {
         lambda p: [f"checkpoint={p.ldm}", "num_images=0"],
         "num_images.*at least 1; got 0",
     ),
-    "evaluate: too many images": ("evaluate", lambda p: [f"checkpoint={p.ldm}", "num_images=500"], "num_images .*16"),
+    "evaluate: too many images": (
+        "evaluate",
+        lambda p: [f"checkpoint={p.ldm}", "num_images=17"],
+        "num_images: 17 .* 16",
+    ),
     "evaluate: unwritable": (
         "evaluate",
         lambda p: [f"checkpoint={p.ldm}", f"run_dir={p.home}/file/results"],

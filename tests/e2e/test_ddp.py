@@ -43,23 +43,20 @@ def test_two_processes_train_as_one(
     programs, request, metrics, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, stage: str
 ) -> None:
     # Adam's epsilon: rounding in a gradient that is next to nothing must not become a whole step.
-    command = (*getattr(programs, stage), "optim.lr=1.0e-3", "+optim.optimizer.eps=1.0e-3")
+    constant = ("optim=adamw", "optim.lr=1.0e-3", "+optim.optimizer.eps=1.0e-3")
+    command = (*getattr(programs, stage), *constant)
     if stage == "stage_two":
         command = (*command, f"first_stage.checkpoint={request.getfixturevalue('autoencoder')}")
     one, two = tmp_path / "one", tmp_path / "two"
-    programs.done("train", *command, f"run_dir={one}")
+    programs.done("train", *command, "max_batches=6", f"run_dir={one}")
     train_in_two_processes(programs, command, two)
-    assert_close(metrics(two), metrics(one))
-    assert keys(two, 2, monkeypatch) == keys(one, 1, monkeypatch)
-    monkeypatch.undo()
-    manifest = store.verify(two / "checkpoints" / "last")
-    assert (manifest.world_size, manifest.counters) == (2, {"batches_seen": 4, "images_seen": 32})
-    assert (
-        store.load_weights(two / "checkpoints" / "last").keys()
-        == store.load_weights(one / "checkpoints" / "last").keys()
-    )
+    assert_close(metrics(two), metrics(one)[: len(metrics(two))])
+    last = two / "checkpoints" / "last"
+    assert store.verify(last).counters == {"batches_seen": 4, "images_seen": 32}
+    assert store.read_manifest(last).world_size == 2
+    assert store.load_weights(last).keys() == store.load_weights(one / "checkpoints" / "last").keys()
 
     # What two processes saved goes on in one process.
     programs.done("train", *command, "max_batches=6", f"run_dir={two}")
-    programs.done("train", *command, "max_batches=6", f"run_dir={one}")
     assert_close(metrics(two), metrics(one))
+    assert keys(two, 2, monkeypatch) == keys(one, 1, monkeypatch)

@@ -55,7 +55,8 @@ def test_attributes_name_what_the_scene_holds():
 def test_held_out_pairs_are_a_latin_pattern():
     assert len(HELD_OUT) == 6
     assert {shape for shape, _ in HELD_OUT} == set(SHAPES)
-    assert len({colour for _, colour in HELD_OUT}) == 6 and {colour for _, colour in HELD_OUT} < set(COLOURS)
+    assert len({colour for _, colour in HELD_OUT}) == 6
+    assert {colour for _, colour in HELD_OUT} < set(COLOURS)
 
 
 def test_training_never_shows_a_held_out_pair_and_validation_does_in_three_tenths():

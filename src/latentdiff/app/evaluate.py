@@ -51,6 +51,8 @@ def run(cfg: DictConfig) -> None:
     data: DataModule = build(subject.data.module)
     data.require_captions |= subject.reads_captions
     data.prepare_data()
+    if cfg.num_images > (available := len(data.val_set)):
+        raise InputError(f"num_images: {cfg.num_images} are wanted, but there are {available} validation samples")
     metrics = {name: build(node) for name, node in _metrics(cfg, subject).items()}
     if isinstance(subject.generate, Reconstruction):
         metrics["reconstruction"] = Psnr()

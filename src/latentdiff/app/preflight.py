@@ -56,7 +56,8 @@ def check_optimizers(cfg: DictConfig) -> None:
             try:
                 build(node)([torch.nn.Parameter(torch.zeros(1))])
             except (ValueError, TypeError, RuntimeError) as error:
-                raise InputError(f"{key}: {error}") from error
+                settings = ", ".join(f"{k}={v!r}" for k, v in node.items() if not k.startswith("_"))
+                raise InputError(f"{key}: {node._target_} refuses {settings} ({error})") from error
 
 
 def check_sampling(cfg: DictConfig) -> None:
