@@ -142,8 +142,10 @@ def test_missing_configs_are_explained(tmp_path: Path, monkeypatch, capsys) -> N
 
 
 SCRIPT = """
-import sys, time
+import signal, sys, time
 from latentdiff.app.launch import launch
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job inherits it ignored
 
 def job(cfg):
     print("started", flush=True)

@@ -107,6 +107,18 @@ def test_a_resumed_run_takes_back_what_its_checkpoint_has_not_seen(
     assert metrics(tmp_path) == metrics(uninterrupted["stage_two"])
 
 
+def test_a_run_killed_while_it_wrote_its_first_checkpoint_starts_afresh(
+    programs, commands, metrics, tmp_path: Path
+) -> None:
+    unfinished = tmp_path / "checkpoints" / ".tmp-last-0123abcd"
+    unfinished.mkdir(parents=True)
+    (unfinished / "model.safetensors").write_bytes(b"half")
+    (tmp_path / "metrics.jsonl").write_text('{"batches_seen": 1, "images_seen": 8, "train/loss": 7.0}\n')
+    programs.done("train", *commands["stage_two"], "max_batches=1", f"run_dir={tmp_path}")
+    assert [line["batches_seen"] for line in metrics(tmp_path)] == [1, 1]
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["best", "last"]
+
+
 def test_a_copy_of_a_run_goes_on_from_any_of_its_checkpoints(
     programs, commands, uninterrupted, metrics, tmp_path: Path
 ) -> None:

@@ -60,4 +60,5 @@ def resume_from(run_dir: Path, resume: str) -> Path | None:
 
 
 def _any(folder: Path) -> bool:
-    return folder.is_dir() and any(folder.iterdir())
+    """Whether there is a checkpoint; what a process killed while it wrote the first one left behind is none."""
+    return folder.is_dir() and any(not entry.name.startswith(".tmp-") for entry in folder.iterdir())
