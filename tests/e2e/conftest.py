@@ -7,6 +7,8 @@ import importlib.util
 import io
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -14,13 +16,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from unittest.mock import patch
 
+import numpy as np
 import pytest
 import torch
 from hydra._internal.hydra import Hydra
 from hydra.types import RunMode
+from PIL import Image
 
 import latentdiff
 from latentdiff.app import launch
+from latentdiff.data.datamodule import DataModule
+from latentdiff.data.shards import write_shards
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SOURCE = Path(latentdiff.__file__).resolve().parents[1]
@@ -172,6 +178,62 @@ def ldm(programs: Programs, autoencoder: Path) -> Path:
     run_dir = programs.home / "ldm"
     programs.done("train", *programs.stage_two, f"first_stage.checkpoint={autoencoder}", f"run_dir={run_dir}")
     return run_dir
+
+
+@dataclass(frozen=True)
+class Place:
+    """What faulty commands name: two good runs, and ``home`` with files that are at fault."""
+
+    home: Path
+    autoencoder: Path
+    ldm: Path
+
+    def contents(self) -> dict[str, tuple[int, int]]:
+        """Size and time of every file."""
+        files = [path for folder in (self.home, self.autoencoder, self.ldm) for path in folder.rglob("*")]
+        return {str(path): (path.stat().st_size, path.stat().st_mtime_ns) for path in files if path.is_file()}
+
+
+@pytest.fixture(scope="session")
+def place(programs: Programs, autoencoder: Path, ldm: Path, tmp_path_factory: pytest.TempPathFactory) -> Place:
+    home = tmp_path_factory.mktemp("bad")
+    (home / "file").write_text("a file where a folder should be")
+    (home / "empty").mkdir()
+    file = io.BytesIO()
+    Image.fromarray(np.zeros((20, 20, 3), np.uint8)).save(file, "PNG")
+    write_shards([{"png": file.getvalue(), "cls": i} for i in range(20)], home / "uncaptioned")
+    (home / "damaged.tar").write_bytes((home / "uncaptioned" / "00000.tar").read_bytes()[:5000])
+    shutil.copytree(autoencoder, home / "truncated")
+    weights = home / "truncated" / "checkpoints" / "last" / "ema.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    shutil.copytree(ldm, home / "unreadable")
+    (home / "unreadable" / "checkpoints" / "last" / "manifest.json").write_text("{")
+    other = ("autoencoder.latent_channels=3", "max_batches=1", f"run_dir={home / 'other'}")
+    programs.done("train", *programs.stage_one, *other)
+    return Place(home, autoencoder, ldm)
+
+
+@pytest.fixture
+def refused(programs: Programs, place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable:
+    """``refused(program, overrides, message)``: exit code 2 and that message alone; no batch was asked for, all files
+    are as before, and nothing is in the run directory ``tmp_path``."""
+
+    def check(name: str, overrides: list[str], message: str) -> None:
+        asked: list[DataModule] = []
+        monkeypatch.setattr(DataModule, "train_dataloader", asked.append)
+        before = place.contents()
+        outcome = programs(name, *overrides)
+        assert outcome.code == 2, outcome
+        assert re.search(message, outcome.err, re.DOTALL), outcome.err
+        lines = outcome.err.splitlines()
+        assert lines[0].startswith("error: "), outcome.err
+        assert [line for line in lines if line.startswith("error: ")] == lines[:1], "one fault, one message"
+        assert "Traceback" not in outcome.err
+        assert asked == []
+        assert place.contents() == before
+        assert list(tmp_path.iterdir()) == []
+
+    return check
 
 
 @pytest.fixture(scope="session")
