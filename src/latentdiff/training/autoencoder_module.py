@@ -99,6 +99,7 @@ class AutoencoderModule(pl.LightningModule):
         self._update(loss, number, logs)
         self.ema.update(self.autoencoder)
         self.counters.advance(batch)
+        self.log("train/nll", logs.pop("nll"), prog_bar=True, logger=False, batch_size=len(batch))
         self.log_dict({f"train/{k}": v for k, v in logs.items()}, logger=False, batch_size=len(batch))
 
     def _update(self, loss: Tensor, number: int, logs: dict) -> None:

@@ -84,7 +84,8 @@ class DiffusionModule(pl.LightningModule):
         optimizer.step()
         self.ema.update(self.model)
         self.counters.advance(batch)
-        values = {"train/loss": loss.detach(), "train/lr": rate, "train/grad_norm": norm}
+        self.log("train/loss", loss.detach(), prog_bar=True, logger=False, batch_size=len(batch))
+        values = {"train/lr": rate, "train/grad_norm": norm}
         self.log_dict(values, logger=False, batch_size=len(batch))
 
     def on_train_start(self) -> None:
