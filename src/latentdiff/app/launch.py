@@ -30,6 +30,9 @@ from latentdiff.config.quoting import quote_overrides, requote
 DONE, FAILED, REFUSED, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
 """Exit codes. TERMINATED is the shell's number for SIGTERM."""
 
+HELP_WITH = {"train": ("experiment=ldm_txt2img",)}
+"""What --help shows the configuration of, where a choice without a default has not been made."""
+
 PROCESS_GROUP = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 """Set by Lightning for its child processes; the next job of a multirun must not find them."""
 
@@ -59,6 +62,8 @@ def run(job: Job, config_name: str) -> int:
         configs = find_configs(config_name)
         schema.register()
         args = _quote_argv()
+        if args.help and not any(line.startswith("experiment=") for line in args.overrides):
+            sys.argv += HELP_WITH.get(config_name, ())
         faults = _check(args, configs, config_name)
         if faults:
             report(faults)
