@@ -13,6 +13,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from latentdiff.config.errors import InputError
 from latentdiff.config.instantiate import build
+from latentdiff.nn.precision import computes_in_bf16
 from latentdiff.training.callbacks.validation import ValidateLast
 from latentdiff.training.checkpoint_io import DirectoryCheckpointIO
 
@@ -29,13 +30,7 @@ def precision(choice: str, accelerator: str) -> str:
     if choice != "auto":
         raise InputError(f"trainer.precision: expected auto, {' or '.join(PRECISIONS)}, got {choice!r}")
     on_gpu = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
-    fast = torch.cuda.is_bf16_supported() if on_gpu else cpu_has_bf16()
-    return "bf16-mixed" if fast else "32-true"
-
-
-def cpu_has_bf16() -> bool:
-    """Whether this processor multiplies bfloat16 natively (AVX512-BF16 or AMX)."""
-    return torch.backends.mkldnn.is_available() and torch.cpu._is_avx512_bf16_supported()
+    return "bf16-mixed" if computes_in_bf16("cuda" if on_gpu else "cpu") else "32-true"
 
 
 def autocast_dtype(choice: str, accelerator: str) -> torch.dtype | None:

@@ -54,7 +54,7 @@ def check_optimizers(cfg: DictConfig) -> None:
         node = OmegaConf.select(cfg, key)
         if node is not None:
             try:
-                build(node)([torch.nn.Parameter(torch.zeros(1))])
+                build(node)([("weight", torch.nn.Parameter(torch.zeros(1)))])
             except (ValueError, TypeError, RuntimeError) as error:
                 settings = ", ".join(f"{k}={v!r}" for k, v in node.items() if not k.startswith("_"))
                 raise InputError(f"{key}: {node._target_} refuses {settings} ({error})") from error

@@ -37,7 +37,7 @@ class AutoencoderModule(pl.LightningModule):
         reconstruction: per-sample negative log-likelihood, summed over elements.
         discriminator: (B, 3, H, W) -> logits, or None to train without an adversary.
         adversarial: when and how strongly the adversary acts.
-        optimizer: parameters -> optimiser, for the autoencoder.
+        optimizer: named parameters -> optimiser, for the autoencoder.
         discriminator_optimizer: the same for the discriminator.
         schedule: batch number -> learning-rate factor, for both.
         kl_weight: weight of the KL term, summed over latent elements (1e-6 in LDM).
@@ -84,10 +84,10 @@ class AutoencoderModule(pl.LightningModule):
         return {"channels": self.autoencoder.latent_channels, "factor": self.autoencoder.factor}
 
     def configure_optimizers(self) -> list[Optimizer]:
-        trained = [p for part in (self.autoencoder, self.reconstruction) for p in part.parameters() if p.requires_grad]
-        optimizers = [self.optimizer(trained)]
+        parts = nn.ModuleDict({"autoencoder": self.autoencoder, "reconstruction": self.reconstruction})
+        optimizers = [self.optimizer([(name, p) for name, p in parts.named_parameters() if p.requires_grad])]
         if self.discriminator is not None:
-            optimizers.append(self.discriminator_optimizer(self.discriminator.parameters()))
+            optimizers.append(self.discriminator_optimizer(self.discriminator.named_parameters()))
         return optimizers
 
     def training_step(self, batch: Batch, batch_index: int) -> None:

@@ -27,7 +27,7 @@ class DiffusionModule(pl.LightningModule):
         denoiser: backbone with its path and parameterization.
         conditioner: batch -> conditioning, with its own drop probability.
         loss: per-sample loss.
-        optimizer: parameters -> optimiser.
+        optimizer: named parameters -> optimiser.
         schedule: batch number -> learning-rate factor.
         ema_decay: decay of the averaged weights.
         gradient_clip: largest gradient norm.
@@ -64,7 +64,7 @@ class DiffusionModule(pl.LightningModule):
         return {"channels": self.codec.channels, "factor": self.codec.factor}
 
     def configure_optimizers(self) -> Optimizer:
-        return self.optimizer([p for p in self.model.parameters() if p.requires_grad])
+        return self.optimizer([(name, p) for name, p in self.model.named_parameters() if p.requires_grad])
 
     def training_step(self, batch: Batch, batch_index: int) -> None:
         draws = self._draws(batch, self.counters.batches_seen)
