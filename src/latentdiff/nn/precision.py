@@ -1,8 +1,9 @@
-"""What the hardware computes in."""
+"""What the hardware computes in, and where more is needed."""
 
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 
 def computes_in_bf16(device_type: str) -> bool:
@@ -10,3 +11,8 @@ def computes_in_bf16(device_type: str) -> bool:
     if device_type == "cuda":
         return torch.cuda.is_bf16_supported()
     return torch.backends.mkldnn.is_available() and torch.cpu._is_avx512_bf16_supported()
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """For losses and statistics: float32, or float64 where that is what comes in."""
+    return x if x.dtype is torch.float64 else x.float()
