@@ -1,4 +1,4 @@
-"""Muon: momentum made orthogonal, for the matrices of a network (Jordan et al. 2024, kellerjordan.github.io/posts/muon)."""
+"""Muon: momentum made orthogonal, for a network's matrices (Jordan et al. 2024, kellerjordan.github.io/posts/muon)."""
 
 from __future__ import annotations
 
