@@ -152,3 +152,11 @@ def test_discrete_diffusions_are_sampled_by_every_sampler(
         assert (about["sampler"]["name"], about["path"], about["steps"]) == (SAMPLERS[sampler], "ScaledLinearDDPM", 3)
         assert about["guidance"] == {"name": "Unguided"}
         assert pixels(where / "0000-seed0.png").std() > 0
+
+
+@pytest.mark.parametrize("name", ["train", "evaluate", "sample"])
+def test_help_needs_nothing_else(programs, name: str) -> None:
+    process = programs.start(name, "--help")
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert "Override anything in the config" in out or "== Config ==" in out, out
