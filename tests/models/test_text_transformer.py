@@ -44,3 +44,23 @@ def test_features_are_normalised_and_gradients_reach_everything(model):
 def test_too_long_a_text_is_refused(model):
     with pytest.raises(InputError, match="9 tokens, max_length is 8"):
         model(torch.zeros(1, 9, dtype=torch.int64), None)
+
+
+def test_relative_bias_tells_distance_and_direction():
+    torch.manual_seed(0)
+    bias = TextTransformer(width=16, layers=1, heads=4, max_length=6).blocks[0].relative_bias
+    start = bias(4)
+    assert start.shape == (4, 4, 4)
+    torch.testing.assert_close(start[0], -(torch.arange(4)[None] - torch.arange(4)[:, None]).abs().float())
+    assert (start[1:, 0, 3] > start[:-1, 0, 3]).all()  # later heads look further
+    with torch.no_grad():
+        bias.table.copy_(torch.arange(11.0).expand(4, -1))
+    assert bias(3)[0].tolist() == [[5.0, 6.0, 7.0], [4.0, 5.0, 6.0], [3.0, 4.0, 5.0]]
+
+
+def test_relative_bias_learns():
+    torch.manual_seed(0)
+    model = TextTransformer(width=16, layers=2, heads=4, max_length=6)
+    model(torch.tensor([[1, 2, 3, 4]])).square().sum().backward()
+    for block in model.blocks:
+        assert block.relative_bias.table.grad.abs().sum() > 0

@@ -8,29 +8,35 @@ def draw(*shape, seed=0, dtype=torch.float32):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 
-def by_hand(q, k, v, mask=None):
+def by_hand(q, k, v, mask=None, bias=None):
     logits = q.double() @ k.double().transpose(-1, -2) / q.shape[-1] ** 0.5
+    if bias is not None:
+        logits = logits + bias.double()
     if mask is not None:
         logits = logits.masked_fill(~mask[:, None, None, :], -torch.inf)
     return torch.softmax(logits, -1) @ v.double()
 
 
+@pytest.mark.parametrize("biased", [False, True])
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 3e-2)])
-def test_attend_is_softmax_attention(dtype, tolerance, masked):
+def test_attend_is_softmax_attention(dtype, tolerance, masked, biased):
     q, k, v = (
         draw(2, 3, 5, 8, dtype=dtype),
         draw(2, 3, 7, 8, seed=1, dtype=dtype),
         draw(2, 3, 7, 8, seed=2, dtype=dtype),
     )
     mask = torch.tensor([[True] * 4 + [False] * 3, [True] * 7]) if masked else None
-    torch.testing.assert_close(attend(q, k, v, mask).double(), by_hand(q, k, v, mask), atol=tolerance, rtol=tolerance)
+    bias = draw(3, 5, 7, seed=3) if biased else None
+    expected = by_hand(q, k, v, mask, bias)
+    torch.testing.assert_close(attend(q, k, v, mask, bias).double(), expected, atol=tolerance, rtol=tolerance)
 
 
+@pytest.mark.parametrize("bias", [None, torch.ones(1, 3, 3)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_sample_without_any_key_gets_zeros_and_finite_gradients(dtype):
+def test_a_sample_without_any_key_gets_zeros_and_finite_gradients(dtype, bias):
     q, k, v = (draw(2, 1, 3, 4, seed=i, dtype=dtype).requires_grad_() for i in range(3))
-    y = attend(q, k, v, torch.tensor([[False] * 3, [True] * 3]))
+    y = attend(q, k, v, torch.tensor([[False] * 3, [True] * 3]), bias)
     y.sum().backward()
     assert y[0].abs().sum() == 0
     assert y[1].abs().sum() > 0

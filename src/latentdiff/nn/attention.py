@@ -12,26 +12,38 @@ PLAIN_MAX_KEYS = 512
 """On a CPU in bfloat16 the fused kernel's backward pass loses up to 15 times to plain matmuls below this many keys."""
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-    """softmax(q k^T / sqrt(d)) v with the softmax in float32.
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
+    """softmax(q k^T / sqrt(d) + bias) v with the softmax in float32.
 
-    q (B, heads, L, d), k and v (B, heads, S, d), mask bool (B, S), True where a key counts -> (B, heads, L, d).
-    A sample whose keys are all masked gets zeros.
+    q (B, heads, L, d), k and v (B, heads, S, d), mask bool (B, S), True where a key counts, bias (heads, L, S)
+    -> (B, heads, L, d). A sample whose keys are all masked gets zeros.
     """
     keys = None if mask is None else mask[:, None, None, :]
     if q.device.type == "cpu" and q.dtype is torch.bfloat16 and k.shape[-2] <= PLAIN_MAX_KEYS:
-        return _attend_plain(q, k, v, keys)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=keys)
+        return _attend_plain(q, k, v, keys, bias)
+    if bias is None:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=keys)
+    logits = _added(keys, bias, q.dtype)
+    # a row of nothing but the lowest number is an even softmax over masked keys: their values are taken out
+    v = v if keys is None else v * keys.transpose(-1, -2)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=logits)
 
 
-def _attend_plain(q: Tensor, k: Tensor, v: Tensor, keys: Tensor | None) -> Tensor:
+def _attend_plain(q: Tensor, k: Tensor, v: Tensor, keys: Tensor | None, bias: Tensor | None) -> Tensor:
     """The CPU's softmax kernel computes in float32 and rounds its result to the dtype of the logits."""
-    scale = q.shape[-1] ** -0.5
+    logits = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
+    if keys is None and bias is None:
+        return torch.softmax(logits, dim=-1) @ v
+    weights = torch.softmax(logits + _added(keys, bias, q.dtype), dim=-1)
+    return weights @ (v if keys is None else v * keys.transpose(-1, -2))
+
+
+def _added(keys: Tensor | None, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """What is added to the logits, broadcastable to (B, heads, L, S): the lowest number where a key does not count."""
     if keys is None:
-        return torch.softmax((q * scale) @ k.transpose(-1, -2), dim=-1) @ v
-    bias = torch.zeros(keys.shape, dtype=q.dtype, device=q.device).masked_fill(~keys, torch.finfo(q.dtype).min)
-    weights = torch.softmax((q * scale) @ k.transpose(-1, -2) + bias, dim=-1)
-    return weights @ (v * keys.transpose(-1, -2))
+        return bias[None].to(dtype)
+    start = torch.zeros(keys.shape, dtype=dtype, device=keys.device) if bias is None else bias[None].to(dtype)
+    return start.masked_fill(~keys, torch.finfo(dtype).min)
 
 
 class CrossAttention(nn.Module):
@@ -48,13 +60,16 @@ class CrossAttention(nn.Module):
         self.to_v = nn.Linear(context_dim, width, bias=False)
         self.to_out = nn.Sequential(nn.Linear(width, width), nn.Dropout(dropout))
 
-    def forward(self, x: Tensor, context: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, context: Tensor | None = None, mask: Tensor | None = None, bias: Tensor | None = None
+    ) -> Tensor:
+        """mask bool (B, S); bias (heads, L, S), added to the logits."""
         context = x if context is None else context
         q, k, v = (
             y.unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for y in (self.to_q(x), self.to_k(context), self.to_v(context))
         )
-        return self.to_out(attend(q, k, v, mask).transpose(1, 2).flatten(2))
+        return self.to_out(attend(q, k, v, mask, bias).transpose(1, 2).flatten(2))
 
 
 class GEGLU(nn.Module):

@@ -44,4 +44,4 @@ def set_learning_rate(optimizer: Optimizer, factor: float) -> float:
 def restore_settings(optimizer: Optimizer) -> None:
     """Gives every group the settings that the optimiser was built with: loading a state replaces them by the saved."""
     for group in optimizer.param_groups:
-        group.update(optimizer.defaults)
+        group.update({name: value for name, value in optimizer.defaults.items() if name in group})
