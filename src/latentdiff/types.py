@@ -45,6 +45,18 @@ class Batch:
     def global_size(self) -> int:
         return len(self) if self.total is None else self.total
 
+    def cut(self, size: int | None) -> list[Batch]:
+        """Consecutive parts of at most ``size`` samples; the whole where None. ``start`` moves along: draws stay."""
+        if size is None or size >= len(self):
+            return [self]
+        return [self.rows(start, min(start + size, len(self))) for start in range(0, len(self), size)]
+
+    def rows(self, start: int, stop: int) -> Batch:
+        """Samples ``start`` to ``stop`` of this part, still of the same global batch."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        sliced = {name: v[start:stop] for name, v in values.items() if isinstance(v, Tensor | list)}
+        return replace(self, **sliced, start=self.start + start, total=self.global_size)
+
     def pin_memory(self) -> Batch:
         pinned = {f.name: v.pin_memory() for f in fields(self) if isinstance(v := getattr(self, f.name), Tensor)}
         return replace(self, **pinned)

@@ -20,10 +20,10 @@ def train_in_two_processes(programs, command: tuple[str, ...], run_dir: Path) ->
 
 
 def assert_close(ours: list[dict], theirs: list[dict]) -> None:
-    """Sums are taken in another order."""
+    """Sums are taken in another order, and Muon's bfloat16 makes more of it."""
     assert [line.keys() for line in ours] == [line.keys() for line in theirs]
     for one, two in zip(ours, theirs):
-        assert one == pytest.approx(two, rel=1e-4, abs=1e-6)
+        assert one == pytest.approx(two, rel=1e-4, abs=5e-5)
 
 
 def keys(run_dir: Path, ranks: int, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:

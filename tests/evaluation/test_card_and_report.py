@@ -107,6 +107,7 @@ def test_table_has_a_row_per_number():
     results = {"frechet": {"fd_x_n10": 1.23456}, "accuracy": {"one": {"shape": 0.5}}, "count": 3}
     assert dict(flattened(results)) == {"frechet.fd_x_n10": 1.23456, "accuracy.one.shape": 0.5, "count": 3}
     out = StringIO()
-    Console(file=out, width=80).print(results_table(results))
+    Console(file=out, width=80).print(results_table({**results, "curve": {"power": [1.0, 2.0]}}))
+    assert "curve" not in out.getvalue()
     for text in ("frechet.fd_x_n10", "1.2346", "accuracy.one.shape", "0.5000", "count"):
         assert text in out.getvalue()

@@ -3,7 +3,7 @@ import pytest
 import torch
 from PIL import Image, ImageFont
 
-from latentdiff.evaluation.grid import FONT_SIZE, image_grid, save_grid, wrapped
+from latentdiff.evaluation.grid import COMPARISON, FONT_SIZE, comparison, image_grid, save_grid, wrapped
 
 
 def colours(n, height=4, width=6):
@@ -49,6 +49,20 @@ def test_wrapping_keeps_every_letter_and_the_width():
     assert "".join(lines).replace(" ", "") == text.replace(" ", "")
     assert wrapped("one two", 1000, font) == ["one two"]
     assert wrapped("", 90, font) == []
+
+
+def test_a_comparison_shows_input_reconstruction_and_four_times_the_difference(tmp_path):
+    originals, rebuilt = torch.full((2, 3, 4, 4), 100).byte(), torch.full((2, 3, 4, 4), 100).byte()
+    rebuilt[0], rebuilt[1] = 110, 30
+    cells = comparison(torch.cat([originals, originals[:1]]), torch.cat([rebuilt, rebuilt[:1]]), columns=2)
+    values = [cell.unique().tolist() for cell in cells]
+    assert values == [[100], [100], [110], [30], [168], [0], [100], [255], [110], [255], [168], [255]]
+    save_grid(tmp_path / "g.png", cells, columns=2, text=COMPARISON)
+    assert Image.open(tmp_path / "g.png").text == {
+        "Description": "rows: input, reconstruction, 127.5 + 4 (reconstruction - input)"
+    }
+    with pytest.raises(ValueError, match="one shape"):
+        comparison(originals, rebuilt[:1], columns=2)
 
 
 def test_refusals(tmp_path):

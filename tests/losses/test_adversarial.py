@@ -1,32 +1,69 @@
+import math
+
 import pytest
 import torch
 
-from latentdiff.losses.adversarial import AdversarialSchedule, adaptive_weight, hinge_discriminator, hinge_generator
+from latentdiff.losses.adversarial import (
+    AdversarialSchedule,
+    Hinge,
+    NonSaturating,
+    Vanilla,
+    accuracy,
+    adaptive_weight,
+)
 
 
 def test_hinge_losses_in_closed_form():
-    """E max(0, 1 - D(x)) = (0 + 0.5 + 3) / 3 and E max(0, 1 + D(r)) = (3 + 0 + 1) / 3."""
-    real, fake = torch.tensor([2.0, 0.5, -2.0]), torch.tensor([2.0, -3.0, 0.0])
-    assert hinge_discriminator(real, fake).item() == pytest.approx(0.5 * (3.5 / 3 + 4 / 3))
-    assert hinge_generator(fake).item() == pytest.approx(1 / 3)
+    """max(0, 1 - D(x)) = 0, 0.5, 3 and max(0, 1 + D(r)) = 3, 0, 1; the second sample has two patches."""
+    real, fake = torch.tensor([[2.0, 2.0], [0.5, -2.0]]), torch.tensor([[2.0, 2.0], [-3.0, 0.0]])
+    torch.testing.assert_close(Hinge().discriminator(real, fake), torch.tensor([1.5, 0.5 * (1.75 + 0.5)]))
+    torch.testing.assert_close(Hinge().generator(fake), torch.tensor([-2.0, 1.5]))
+
+
+def test_cross_entropies_in_closed_form():
+    """sigmoid(log 3) = 3/4."""
+    real, fake = torch.tensor([math.log(3.0)]), torch.tensor([-math.log(3.0)])
+    for loss in (NonSaturating(), Vanilla()):
+        assert loss.discriminator(real, fake).item() == pytest.approx(math.log(4 / 3))
+        assert loss.discriminator(fake, real).item() == pytest.approx(math.log(4))
+    assert NonSaturating().generator(fake).item() == pytest.approx(math.log(4))
+    assert Vanilla().generator(fake).item() == pytest.approx(math.log(3))
+
+
+def test_non_saturating_agrees_with_torch():
+    real, fake = torch.randn(2, 5, 1, 3, 3, generator=torch.Generator().manual_seed(0))
+    bce = torch.nn.functional.binary_cross_entropy_with_logits
+    ones, zeros = torch.ones_like(real), torch.zeros_like(real)
+    assert NonSaturating().generator(fake).mean().item() == pytest.approx(bce(fake, ones).item())
+    expected = 0.5 * (bce(real, ones) + bce(fake, zeros))
+    assert NonSaturating().discriminator(real, fake).mean().item() == pytest.approx(expected.item())
 
 
 def test_discriminator_that_is_sure_has_no_gradient():
     real, fake = torch.full((2, 1, 3, 3), 1.5, requires_grad=True), torch.full((2, 1, 3, 3), -1.5, requires_grad=True)
-    loss = hinge_discriminator(real, fake)
+    loss = Hinge().discriminator(real, fake).sum()
     loss.backward()
     assert loss == 0
     assert real.grad.abs().max() == fake.grad.abs().max() == 0
 
 
-def test_losses_of_bfloat16_logits_are_float32():
-    logits = torch.tensor([0.1, 0.2]).bfloat16()
-    assert hinge_generator(logits).dtype == hinge_discriminator(logits, logits).dtype == torch.float32
+@pytest.mark.parametrize("loss", [Hinge(), NonSaturating(), Vanilla()])
+def test_losses_are_float32_or_wider(loss):
+    for dtype, wide in ((torch.bfloat16, torch.float32), (torch.float32, torch.float32), (torch.float64,) * 2):
+        logits = torch.tensor([0.1, 0.2], dtype=dtype)
+        assert loss.generator(logits).dtype is loss.discriminator(logits, logits).dtype is wide
+
+
+def test_accuracy_counts_a_tie_half():
+    real, fake = torch.tensor([[1.0, -1.0], [0.0, 0.0]]), torch.tensor([[-1.0, -1.0], [0.0, 0.0]])
+    torch.testing.assert_close(accuracy(real, fake), torch.tensor([0.75, 0.5]))
 
 
 def test_adaptive_weight_is_the_ratio_of_the_norms():
     nll, gan = torch.tensor([[3.0, 0.0], [0.0, 4.0]]), torch.tensor([[0.3, 0.0], [0.0, -0.4]])
     assert adaptive_weight(nll, gan).item() == pytest.approx(5 / (0.5 + 1e-4))
+    assert adaptive_weight(nll.bfloat16(), gan.bfloat16()).dtype is torch.float32
+    assert adaptive_weight(nll.double(), gan.double()).dtype is torch.float64
 
 
 def test_adaptive_weight_is_bounded():

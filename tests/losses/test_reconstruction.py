@@ -55,3 +55,40 @@ def test_float32_under_autocast():
         value = ReconstructionLoss(perceptual=None)(r.bfloat16(), x)
     assert value.dtype == torch.float32
     torch.testing.assert_close(value, 12 * torch.tensor([0.5, float(torch.tensor(0.2).bfloat16())]))
+
+
+def test_log_scale_trained_by_gradient_reaches_its_closed_form_optimum():
+    """argmin over s of e / exp(s) + s is log e, with e the mean over all elements: log(mean of 0.5 and 0.2)."""
+    loss = ReconstructionLoss(perceptual=None, learn_logvar=True)
+    optimizer = torch.optim.SGD([loss.logvar], lr=0.05)
+    for _ in range(200):
+        optimizer.zero_grad()
+        loss(*pair()).mean().backward()
+        optimizer.step()
+    assert loss.logvar.item() == pytest.approx(math.log(0.35), rel=1e-5)
+
+
+def test_terms_are_named_and_the_distance_is_bare():
+    loss = ReconstructionLoss(perceptual=Constant(), perceptual_weight=0.5)
+    terms = loss.terms(*pair())
+    torch.testing.assert_close(terms["perceptual"], torch.tensor([0.25, 0.75]))
+    torch.testing.assert_close(terms["nll"], loss(*pair()))
+    assert set(ReconstructionLoss(perceptual=None).terms(*pair())) == {"nll"}
+
+
+def test_float64_stays_float64():
+    r, x = (t.double() for t in pair())
+    assert ReconstructionLoss(perceptual=None).double()(r, x).dtype is torch.float64
+
+
+def test_perceptual_network_runs_under_autocast_and_the_sums_do_not():
+    class Spy(nn.Module):
+        def forward(self, a, b):
+            self.seen = torch.is_autocast_enabled("cpu")
+            return (a - b).abs().mean((1, 2, 3)).bfloat16()
+
+    spy = Spy()
+    with torch.autocast("cpu", torch.bfloat16):
+        value = ReconstructionLoss(perceptual=spy)(*pair())
+    assert spy.seen
+    assert value.dtype is torch.float32

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 from latentdiff.metrics.features import INCEPTION_NAME, RandomConvFeatures
@@ -98,6 +99,13 @@ def test_equals_torchmetrics_with_the_same_features():
     assert ours.compute()[f"fd_{extractor.name}_n150"] == pytest.approx(float(oracle.compute()), rel=1e-4)
 
 
+def test_equals_torch_fidelity_on_the_same_features():
+    x, y = normal(400, 24, 0), normal(300, 24, 1) * 1.3 + 0.2
+    statistics = [fid_features_to_statistics(each.double()) for each in (x, y)]
+    oracle = fid_statistics_to_metric(*statistics, verbose=False)["frechet_inception_distance"]
+    assert frechet_distance_of(x, y) == pytest.approx(oracle, rel=1e-6)
+
+
 def test_batches_and_their_order_change_no_bit():
     fake, real = images(40), images(40, 1)
     results = []
@@ -114,6 +122,9 @@ def test_only_the_published_inception_with_enough_images_is_a_fid():
     assert FrechetDistance(features=Flat(INCEPTION_NAME)).result_name(10_000) == "fid_n10000"
     assert FrechetDistance(features=Flat(INCEPTION_NAME)).result_name(9_999) == f"fd_{INCEPTION_NAME}_n9999"
     assert FrechetDistance(features=Flat()).result_name(50_000) == "fd_flat_n50000"
+    rebuilt = FrechetDistance(features=Flat(INCEPTION_NAME)).of_reconstructions()
+    assert (rebuilt.result_name(10_000), rebuilt.result_name(9_999)) == ("rfid_n10000", f"fd_{INCEPTION_NAME}_n9999")
+    assert FrechetDistance(features=Flat()).of_reconstructions().result_name(50_000) == "fd_flat_n50000"
 
 
 def test_refuses_repeated_missing_and_single_images():

@@ -3,11 +3,12 @@ import json
 import pytest
 import torch
 from safetensors.torch import save_file
-from torch.distributions import Normal, kl_divergence
 
 from latentdiff.config.errors import InputError
 from latentdiff.models.autoencoder.autoencoder import Autoencoder
-from latentdiff.models.autoencoder.bottleneck import KL, DiagonalGaussian
+from latentdiff.models.autoencoder.bottlenecks.fsq import FSQ
+from latentdiff.models.autoencoder.bottlenecks.kl import KL
+from latentdiff.models.autoencoder.bottlenecks.vq import VQ
 from latentdiff.models.autoencoder.codec import LatentCodec
 
 
@@ -19,8 +20,9 @@ def small(**changes):
         "num_res_blocks": 1,
         "latent_channels": 3,
         "norm_groups": 4,
+        "bottleneck": KL(),
     }
-    return Autoencoder(bottleneck=KL(), **(options | changes))
+    return Autoencoder(**(options | changes))
 
 
 def test_parameter_count_of_stable_diffusion():
@@ -41,17 +43,23 @@ def test_parameter_count_of_stable_diffusion():
         ({"patch": 4, "channel_multipliers": (1,)}, 4, 3),
         ({"embed_dim": 5, "channel_multipliers": (1, 2, 2)}, 4, 5),
         ({"attention_factors": (1, 2), "in_channels": 1}, 2, 3),
-        ({"mid_attention": False}, 2, 3),
+        ({"mid_attention": False, "in_channels": 4}, 2, 3),
+        ({"quant_conv": False, "post_quant_conv": False}, 2, 3),
+        ({"bottleneck": VQ(entries=8, channels=3)}, 2, 3),
+        ({"bottleneck": VQ(entries=8, channels=3, ema_decay=0.9), "in_channels": 4}, 2, 3),
+        ({"bottleneck": FSQ(levels=(5, 5, 5)), "in_channels": 1, "quant_conv": False}, 2, 3),
     ],
 )
 def test_factor_shapes_and_gradients(draw, randomise, changes, factor, latent):
     model = randomise(small(**changes))
     image = draw(2, model.in_channels, 16, 24)
-    reconstruction, posterior = model(image, draw(2, latent, 16 // factor, 24 // factor))
     assert (model.factor, model.latent_channels) == (factor, latent)
-    assert posterior.mean.shape == (2, latent, 16 // factor, 24 // factor)
-    assert reconstruction.shape == image.shape
-    (reconstruction.square().mean() + model.bottleneck.kl(posterior).mean()).backward()
+    assert model.latent_shape(16, 24) == (latent, 16 // factor, 24 // factor)
+    reconstruction, made = model(image, draw(2, *model.latent_shape(16, 24)))
+    assert made.z.shape == made.posterior.mean.shape == (2, *model.latent_shape(16, 24))
+    assert (reconstruction.shape, made.penalty.shape) == (image.shape, (2,))
+    assert model.decode(model.encode(image).mean).shape == image.shape
+    (reconstruction.square().mean() + made.penalty.mean()).backward()
     idle = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
     assert not idle
 
@@ -72,22 +80,26 @@ def test_attention_at_an_unknown_level_is_refused():
         small(attention_factors=(8,))
 
 
-def test_kl_is_that_of_torch_distributions(draw):
-    posterior = KL()(draw(2, 6, 4, 4))
-    expected = kl_divergence(Normal(posterior.mean, posterior.std), Normal(0.0, 1.0)).sum((1, 2, 3))
-    torch.testing.assert_close(KL().kl(posterior), expected)
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"embed_dim": 5, "quant_conv": False}, "embed_dim 5 must equal latent_channels 3"),
+        ({"embed_dim": 5, "post_quant_conv": False}, "embed_dim 5 must equal latent_channels 3"),
+        (
+            {"bottleneck": VQ(entries=4, channels=4)},
+            "VQ bottleneck is made for 4 latent channels, the autoencoder has 3",
+        ),
+        ({"bottleneck": FSQ(levels=(5, 5))}, "FSQ bottleneck is made for 2 latent channels"),
+    ],
+)
+def test_widths_that_do_not_fit_are_refused(changes, message):
+    with pytest.raises(InputError, match=message):
+        small(**changes)
 
 
-def test_log_variance_is_clamped_and_float32():
-    posterior = KL()(torch.tensor([1.0, 1e4]).view(1, 2, 1, 1).bfloat16())
-    assert posterior.logvar.item() == 20
-    assert KL()(torch.tensor([1.0, -1e4]).view(1, 2, 1, 1)).logvar.item() == -30
-    assert posterior.mean.dtype == torch.float32
-
-
-def test_posterior_sample_is_mean_plus_std_times_noise():
-    posterior = DiagonalGaussian(torch.tensor([2.0]), torch.tensor([4.0]).log())
-    assert posterior.sample(torch.tensor([-3.0])).item() == pytest.approx(-4.0)
+def test_latents_of_another_width_are_refused(draw):
+    with pytest.raises(InputError, match=r"shape \(B, 3, h, w\), got \(1, 4, 8, 8\)"):
+        small().decode(draw(1, 4, 8, 8))
 
 
 def test_bfloat16_autocast_stays_near_float32(draw):
@@ -96,8 +108,8 @@ def test_bfloat16_autocast_stays_near_float32(draw):
     with torch.no_grad():
         exact, _ = model(image, noise)
         with torch.autocast("cpu", torch.bfloat16):
-            rough, posterior = model(image, noise)
-    assert posterior.mean.dtype == torch.float32
+            rough, latent = model(image, noise)
+    assert latent.posterior.mean.dtype == latent.penalty.dtype == torch.float32
     assert (exact - rough).norm() < 0.03 * exact.norm()
 
 
@@ -148,6 +160,34 @@ def test_codec_round_trip_is_the_autoencoder(draw):
     torch.testing.assert_close(z, (model.encode(image).mean - codec.mean) / codec.std)
     torch.testing.assert_close(codec.decode(z), model.decode(model.encode(image).mean).clamp(-1, 1))
     assert codec.decode(1000 * z).abs().max() <= 1
+
+
+@pytest.mark.parametrize("bottleneck", [VQ(entries=8, channels=3), FSQ(levels=(5, 4, 3))])
+def test_codec_takes_latents_before_the_quantiser_and_quantises_in_decode(draw, bottleneck):
+    model = small(bottleneck=bottleneck)
+    if isinstance(bottleneck, VQ):
+        torch.nn.init.normal_(bottleneck.embedding.weight)
+    image = draw(16, 3, 16, 16)
+    raw = model.encode(image).mean
+    codec = LatentCodec(autoencoder=model, mean=raw.mean((0, 2, 3)), std=raw.std((0, 2, 3)))
+    mean, std = codec.moments(image)
+    assert mean.equal(raw)
+    assert not std.any()
+    z = codec.draw((mean, std), draw(*mean.shape, seed=1))
+    torch.testing.assert_close(z.mean((0, 2, 3)), torch.zeros(3), atol=1e-5, rtol=0)
+    torch.testing.assert_close(z.std((0, 2, 3)), torch.ones(3), atol=1e-5, rtol=0)
+    quantised = bottleneck.lookup(bottleneck.indices(codec.unwhiten(z)))
+    assert not torch.allclose(quantised, raw, atol=0.01)
+    expected = model.decoder(model.post_quant_conv(quantised)).clamp(-1, 1)
+    torch.testing.assert_close(codec.decode(z), expected)
+    torch.testing.assert_close(model(image, torch.zeros_like(raw))[0].clamp(-1, 1), expected)
+
+
+def test_one_scale_and_shift_serves_all_channels(draw):
+    codec = LatentCodec(autoencoder=small(), mean=0.1, std=1 / 0.18215)
+    z = draw(1, 3, 2, 2)
+    torch.testing.assert_close(codec.whiten(z), (z - 0.1) * 0.18215)
+    torch.testing.assert_close(codec.unwhiten(codec.whiten(z)), z)
 
 
 def test_codec_is_frozen_and_not_in_checkpoints():

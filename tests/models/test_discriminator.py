@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from latentdiff.config.errors import InputError
 from latentdiff.models.discriminator import PatchDiscriminator
 
 
@@ -14,10 +15,10 @@ def receptive_field(layers):
 
 def test_published_discriminator():
     with torch.device("meta"):
-        model = PatchDiscriminator(batch_norm=True)
+        model = PatchDiscriminator(norm="batch")
     assert sum(p.numel() for p in model.parameters()) == 2_765_633
     assert receptive_field(3) == 70  # the "70x70 PatchGAN" of arXiv:1611.07004
-    assert {"main.0.weight", "main.2.weight", "main.3.running_mean", "main.11.bias"} <= set(model.state_dict())
+    assert {"main.0.weight", "main.2.weight", "main.3.weight", "main.11.bias"} <= set(model.state_dict())
 
 
 @pytest.mark.parametrize("layers", [1, 2, 3])
@@ -35,10 +36,34 @@ def test_each_logit_sees_its_patch_only(layers):
     assert seen.any(0).sum() == seen.any(1).sum() == receptive_field(layers)
 
 
-def test_images_of_a_batch_do_not_mix(draw):
-    model = PatchDiscriminator(channels=8, layers=2)
+@pytest.mark.parametrize("norm", ["group", "instance", "none"])
+def test_images_of_a_batch_do_not_mix(draw, norm):
+    model = PatchDiscriminator(channels=8, layers=2, norm=norm)
     images = draw(3, 3, 32, 32)
     torch.testing.assert_close(model(images)[:1], model(images[:1]), atol=1e-5, rtol=1e-5)
+
+
+def test_batch_norm_remembers_nothing_and_is_torchs(draw):
+    model = PatchDiscriminator(channels=8, layers=2, norm="batch")
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    x = draw(3, 16, 5, 5)
+    peer = torch.nn.BatchNorm2d(16)
+    peer.load_state_dict(model.main[3].state_dict(), strict=False)
+    torch.testing.assert_close(model.main[3](x), peer(x))
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert not list(model.buffers())
+
+
+def test_instance_norm_is_torchs(draw):
+    model = PatchDiscriminator(channels=8, layers=1, norm="instance")
+    torch.nn.init.ones_(model.main[3].weight)
+    x = draw(3, 16, 5, 5)
+    torch.testing.assert_close(model.main[3](x), torch.nn.functional.instance_norm(x))
+
+
+def test_unknown_norm_is_refused():
+    with pytest.raises(InputError, match="one of group, batch, instance, none; got 'layer'"):
+        PatchDiscriminator(norm="layer")
 
 
 def test_initialisation():

@@ -19,7 +19,8 @@ from latentdiff.diffusion.weighting import Unit
 from latentdiff.losses.adversarial import AdversarialSchedule
 from latentdiff.losses.reconstruction import ReconstructionLoss
 from latentdiff.models.autoencoder.autoencoder import Autoencoder
-from latentdiff.models.autoencoder.bottleneck import KL
+from latentdiff.models.autoencoder.bottlenecks.base import Bottleneck
+from latentdiff.models.autoencoder.bottlenecks.kl import KL
 from latentdiff.models.autoencoder.codec import LatentCodec
 from latentdiff.models.backbones.unet import UNet
 from latentdiff.models.discriminator import PatchDiscriminator
@@ -64,9 +65,9 @@ class Data(pl.LightningDataModule):
         return self.val[0]
 
 
-def tiny_autoencoder() -> Autoencoder:
+def tiny_autoencoder(bottleneck: Bottleneck | None = None, **changes) -> Autoencoder:
     return Autoencoder(
-        bottleneck=KL(),
+        bottleneck=bottleneck or KL(),
         channels=4,
         channel_multipliers=(1,),
         num_res_blocks=1,
@@ -74,80 +75,85 @@ def tiny_autoencoder() -> Autoencoder:
         patch=2,
         mid_attention=False,
         norm_groups=2,
+        **changes,
     )
+
+
+def noise_batch(number: int = 0, size: int = 4, rows: slice | None = None) -> Batch:
+    rows = slice(0, size) if rows is None else rows
+    images = torch.randint(0, 256, (size, 3, 8, 8), generator=torch.Generator().manual_seed(100 + number))
+    captions = [CAPTIONS[(number + i) % len(CAPTIONS)] for i in range(size)]
+    keys = [f"{number}-{i}" for i in range(size)]
+    return Batch(
+        keys=keys[rows],
+        image=images[rows].to(torch.uint8),
+        caption=captions[rows],
+        number=number,
+        start=rows.start,
+        total=size,
+    )
+
+
+def tiny_autoencoder_module(
+    *, learn_logvar: bool = False, schedule: dict | None = None, norm: str = "group", **changes
+) -> AutoencoderModule:
+    torch.manual_seed(0)
+    options = {
+        "autoencoder": tiny_autoencoder(),
+        "reconstruction": ReconstructionLoss(perceptual=None, learn_logvar=learn_logvar),
+        "discriminator": PatchDiscriminator(channels=4, layers=1, norm=norm, norm_groups=2),
+        "adversarial": AdversarialSchedule(**({"weight": 0.5, "start": 0} | (schedule or {}))),
+        "optimizer": functools.partial(AdamW, lr=1e-3),
+        "discriminator_optimizer": functools.partial(AdamW, lr=1e-3),
+        "schedule": WarmupConstant(),
+        "bottleneck_weight": 0.1,
+        "ema_decay": 0.9,
+        "gradient_clip": float("inf"),
+    }
+    return AutoencoderModule(**(options | changes))
 
 
 @pytest.fixture
 def batch():
     """Global batch ``number`` of noise images and captions, or the rows ``rows`` of it."""
-
-    def make(number: int = 0, size: int = 4, rows: slice | None = None) -> Batch:
-        rows = slice(0, size) if rows is None else rows
-        images = torch.randint(0, 256, (size, 3, 8, 8), generator=torch.Generator().manual_seed(100 + number))
-        captions = [CAPTIONS[(number + i) % len(CAPTIONS)] for i in range(size)]
-        keys = [f"{number}-{i}" for i in range(size)]
-        return Batch(
-            keys=keys[rows],
-            image=images[rows].to(torch.uint8),
-            caption=captions[rows],
-            number=number,
-            start=rows.start,
-            total=size,
-        )
-
-    return make
+    return noise_batch
 
 
 @pytest.fixture
 def autoencoder_module():
-    def make(*, learn_logvar: bool = False, schedule: dict | None = None, **changes) -> AutoencoderModule:
-        torch.manual_seed(0)
-        options = {
-            "autoencoder": tiny_autoencoder(),
-            "reconstruction": ReconstructionLoss(perceptual=None, learn_logvar=learn_logvar),
-            "discriminator": PatchDiscriminator(channels=4, layers=1, norm_groups=2),
-            "adversarial": AdversarialSchedule(**({"weight": 0.5, "start": 0} | (schedule or {}))),
-            "optimizer": functools.partial(AdamW, lr=1e-3),
-            "discriminator_optimizer": functools.partial(AdamW, lr=1e-3),
-            "schedule": WarmupConstant(),
-            "kl_weight": 0.1,
-            "ema_decay": 0.9,
-            "gradient_clip": float("inf"),
-        }
-        return AutoencoderModule(**(options | changes))
+    return tiny_autoencoder_module
 
-    return make
+
+def tiny_diffusion_module(**changes) -> DiffusionModule:
+    torch.manual_seed(0)
+    unet = UNet(
+        in_channels=2,
+        out_channels=2,
+        channels=8,
+        channel_multipliers=(1,),
+        num_res_blocks=1,
+        attention_factors=(),
+        context_dim=4,
+        heads=2,
+        norm_groups=2,
+    )
+    text = TextTransformer(width=4, layers=1, heads=2, max_length=12)
+    options = {
+        "codec": LatentCodec(autoencoder=tiny_autoencoder(), mean=[0.1, -0.1], std=[0.5, 2.0]),
+        "denoiser": Denoiser(backbone=unet, path=RectifiedFlow(), parameterization=Velocity()),
+        "conditioner": TextTransformerConditioner(transformer=text, drop=0.5),
+        "loss": DiffusionLoss(timesteps=Uniform(), weighting=Unit()),
+        "optimizer": functools.partial(AdamW, lr=1e-3),
+        "schedule": WarmupConstant(),
+        "ema_decay": 0.9,
+        "gradient_clip": float("inf"),
+    }
+    return DiffusionModule(**(options | changes))
 
 
 @pytest.fixture
 def diffusion_module():
-    def make(**changes) -> DiffusionModule:
-        torch.manual_seed(0)
-        unet = UNet(
-            in_channels=2,
-            out_channels=2,
-            channels=8,
-            channel_multipliers=(1,),
-            num_res_blocks=1,
-            attention_factors=(),
-            context_dim=4,
-            heads=2,
-            norm_groups=2,
-        )
-        text = TextTransformer(width=4, layers=1, heads=2, max_length=12)
-        options = {
-            "codec": LatentCodec(autoencoder=tiny_autoencoder(), mean=[0.1, -0.1], std=[0.5, 2.0]),
-            "denoiser": Denoiser(backbone=unet, path=RectifiedFlow(), parameterization=Velocity()),
-            "conditioner": TextTransformerConditioner(transformer=text, drop=0.5),
-            "loss": DiffusionLoss(timesteps=Uniform(), weighting=Unit()),
-            "optimizer": functools.partial(AdamW, lr=1e-3),
-            "schedule": WarmupConstant(),
-            "ema_decay": 0.9,
-            "gradient_clip": float("inf"),
-        }
-        return DiffusionModule(**(options | changes))
-
-    return make
+    return tiny_diffusion_module
 
 
 @pytest.fixture(params=["autoencoder", "diffusion"])
@@ -212,3 +218,9 @@ def gradients(fit):
         return {name: p.grad.clone() for name, p in module.named_parameters() if p.grad is not None}
 
     return of
+
+
+@pytest.fixture
+def tiny():
+    """The tiny autoencoder, with another bottleneck or other options."""
+    return tiny_autoencoder

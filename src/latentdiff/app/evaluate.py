@@ -22,13 +22,19 @@ from latentdiff.config.instantiate import build, load_config
 from latentdiff.config.validate import validate
 from latentdiff.data.datamodule import DataModule
 from latentdiff.evaluation import card, engine, report
-from latentdiff.evaluation.grid import save_grid
+from latentdiff.evaluation.grid import COMPARISON, comparison, save_grid
+from latentdiff.evaluation.stage_one import MeasuredReconstruction, above_floor, channels_table
 from latentdiff.generation.pipeline import LatentPipeline, Reconstruction
 from latentdiff.metrics.caption_accuracy import CaptionAccuracy
-from latentdiff.metrics.reconstruction import Psnr
-from latentdiff.types import Batch
+from latentdiff.metrics.frechet import FrechetDistance
+from latentdiff.metrics.paired import Fidelity, Paired
+from latentdiff.metrics.patch_pca import PatchPca
+from latentdiff.metrics.reconstruction import Psnr, Ssim
+from latentdiff.types import Batch, Metric
 
-GRID_IMAGES = 32
+GRID_IMAGES, GRID_COLUMNS = 32, 8
+FLOOR_IMAGES = 1000
+"""Training images that the patch PCA is fitted on; it has at most a few hundred components."""
 
 
 @dataclass(frozen=True)
@@ -36,10 +42,14 @@ class Subject:
     """What is evaluated: images from conditions, and the checkpoint behind it."""
 
     generate: Callable[[Batch, list[int]], Tensor]
-    reconstruct: Reconstruction
+    reconstruct: Callable[[Batch, list[int]], Tensor]
     data: DictConfig
     path: Path
     reads_captions: bool
+
+    @property
+    def stage_one(self) -> MeasuredReconstruction | None:
+        return self.generate if isinstance(self.generate, MeasuredReconstruction) else None
 
 
 def run(cfg: DictConfig) -> None:
@@ -51,52 +61,82 @@ def run(cfg: DictConfig) -> None:
     data: DataModule = build(subject.data.module)
     data.require_captions |= subject.reads_captions
     data.prepare_data()
-    if cfg.num_images > (available := len(data.val_set)):
-        raise InputError(f"num_images: {cfg.num_images} are wanted, but there are {available} validation samples")
-    metrics = {name: build(node) for name, node in _metrics(cfg, subject).items()}
-    if isinstance(subject.generate, Reconstruction):
-        metrics["reconstruction"] = Psnr()
-    began, first = time.perf_counter(), []
-
-    def keep(images: Tensor, batch: Batch) -> None:
-        room = GRID_IMAGES - sum(len(images) for images, _ in first)
-        if room > 0:
-            first.append((images[:room].cpu(), (batch.caption or [""] * len(batch))[:room]))
-
-    settings = {"num_images": cfg.num_images, "batch_size": cfg.batch_size, "seed": cfg.seed}
+    count, available = cfg.num_images, len(data.val_set)
+    if count > available:
+        raise InputError(f"num_images: {count} are wanted, but there are {available} validation samples")
+    metrics = _metrics(cfg, subject)
+    began = time.perf_counter()
+    if subject.stage_one is not None:
+        metrics = _with_standard(metrics, subject.stage_one, data)
+    kept = _Kept(GRID_IMAGES)
+    settings = {"num_images": count, "batch_size": cfg.batch_size, "seed": cfg.seed}
     samples = engine.LoadedSamples(data.val_dataloader())
     with Progress(console=console, transient=True) as progress:
-        task = progress.add_task("images", total=cfg.num_images)
+        task = progress.add_task("images", total=count)
         results = engine.evaluate(
             subject.generate,
             samples,
             metrics,
             **settings,
-            on_images=keep,
+            on_images=kept.keep,
             progress=lambda n: progress.advance(task, n),
         )
+    if subject.stage_one is not None:
+        results["reconstruction"] = above_floor(results["reconstruction"], results.pop("patch_pca")["psnr"])
+        results["latents"] = subject.stage_one.latent_results()
     _add_control(results, metrics, subject, samples, settings)
     about = card.protocol_card(
         checkpoint=subject.path,
         weights="ema",
         generate=subject.generate,
         metrics=metrics,
-        data=f"{data.source.name}, validation samples 0 to {cfg.num_images - 1}",
+        data=f"{data.source.name}, validation samples 0 to {count - 1}",
         image_size=data.image_size,
         wall_seconds=time.perf_counter() - began,
         **settings,
     )
     report.write_results(where / "results.json", results, about)
-    images, captions = torch.cat([i for i, _ in first]), [c for _, some in first for c in some]
-    save_grid(where / "grid.png", images, captions=captions if any(captions) else None, columns=8, scale=_scale(images))
-    console.print(report.results_table(results, title=f"{subject.path} on {cfg.num_images} {data.source.name} samples"))
+    kept.save(where / "grid.png", compare=subject.stage_one is not None)
+    console.print(report.results_table(results, title=f"{subject.path} on {count} {data.source.name} samples"))
+    if subject.stage_one is not None:
+        console.print(channels_table(results["latents"]["channels"]))
     console.print(f"results: {where / 'results.json'}   grid: {where / 'grid.png'}", soft_wrap=True)
+
+
+class _Kept:
+    """The first images of an evaluation, with what the grid shows beside them."""
+
+    def __init__(self, room: int):
+        self.room = room
+        self.images: list[Tensor] = []
+        self.originals: list[Tensor] = []
+        self.captions: list[str] = []
+
+    def keep(self, images: Tensor, batch: Batch) -> None:
+        count = min(self.room, len(images))
+        if count == 0:
+            return
+        self.room -= count
+        self.images.append(images[:count].cpu())
+        self.originals += [] if batch.image is None else [batch.image[:count]]
+        self.captions += (batch.caption or [""] * len(batch))[:count]
+
+    def save(self, path: Path, *, compare: bool) -> None:
+        """The images with their captions, or ``compare``d with their originals."""
+        images = torch.cat(self.images)
+        columns, scale = min(GRID_COLUMNS, len(images)), max(1, 128 // images.shape[-1])
+        if compare:
+            cells = comparison(torch.cat(self.originals), images, columns)
+            save_grid(path, cells, columns=columns, scale=scale, text=COMPARISON)
+        else:
+            captions = self.captions if any(self.captions) else None
+            save_grid(path, images, captions=captions, columns=columns, scale=scale)
 
 
 def _subject(cfg: DictConfig, device: torch.device, precision: torch.dtype | None) -> Subject:
     path = store.resolve(cfg.checkpoint, prefer=("last", "best"))
     if store.read_manifest(path).kind == "autoencoder":
-        reconstruct = Reconstruction(codec=load_codec(path).to(device), device=device)
+        reconstruct = MeasuredReconstruction(codec=load_codec(path).to(device), device=device)
         return Subject(reconstruct, reconstruct, _data(cfg, load_config(path / store.CONFIG)), path, False)
     pipeline, config, reconstruct = load_pipeline(cfg, path, device, precision)
     return Subject(pipeline, reconstruct, _data(cfg, config), path, config.conditioner.get("reads_captions", False))
@@ -148,8 +188,28 @@ def _data(cfg: DictConfig, config: DictConfig) -> DictConfig:
     return config.data if cfg.get("data") is None else cfg.data
 
 
-def _metrics(cfg: DictConfig, subject: Subject) -> DictConfig:
-    return subject.data.metrics if not cfg.metrics else cfg.metrics
+def _metrics(cfg: DictConfig, subject: Subject) -> dict[str, Metric]:
+    """Those asked for, else those of the data."""
+    metrics = {name: build(node) for name, node in (cfg.metrics or subject.data.metrics).items()}
+    if subject.stage_one is None:
+        for name, metric in metrics.items():
+            if isinstance(metric, (Paired, Fidelity)):
+                raise InputError(
+                    f"metrics: '{name}' compares an image with its own original, which a sample of stage two does not "
+                    "have; evaluate a stage-one checkpoint with it, or choose another metric"
+                )
+        return metrics
+    return {n: m.of_reconstructions() if isinstance(m, FrechetDistance) else m for n, m in metrics.items()}
+
+
+def _with_standard(metrics: dict[str, Metric], model: MeasuredReconstruction, data: DataModule) -> dict[str, Metric]:
+    """With what every first stage is measured by: PSNR and SSIM, and the patch PCA of equal size."""
+    images = (batch.image.to(model.device) for batch in data.statistics_batches(FLOOR_IMAGES))
+    standard = {
+        "reconstruction": Fidelity(metrics=[Psnr(), Ssim()]),
+        "patch_pca": PatchPca(images=images, factor=model.codec.factor, components=model.codec.channels),
+    }
+    return {**metrics, **standard}
 
 
 def _add_control(results: dict, metrics: dict, subject: Subject, samples, settings: dict) -> None:
@@ -161,7 +221,3 @@ def _add_control(results: dict, metrics: dict, subject: Subject, samples, settin
     control.pop("shuffled")
     for name in names:
         results[name]["reconstructions"] = control
-
-
-def _scale(images: Tensor) -> int:
-    return max(1, 128 // images.shape[-1])

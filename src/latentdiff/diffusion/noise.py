@@ -12,6 +12,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from latentdiff.types import Batch
+
 
 def stable_hash(*parts: int | str) -> int:
     """64 bits that are the same in every process and on every machine (blake2b; ``hash()`` is salted)."""
@@ -40,6 +42,13 @@ class Draws:
         self.seed, self.number, self.total = seed, number, total
         self.rows = slice(start, start + count)
         self.device = torch.device(device)
+
+    @classmethod
+    def of(cls, batch: Batch, *, seed: int, number: int, device: torch.device | str) -> Draws:
+        """Those for the samples of ``batch``, a part of the global batch ``number`` of training."""
+        return cls(
+            seed=seed, number=number, start=batch.start, count=len(batch), total=batch.global_size, device=device
+        )
 
     def normal(self, name: str, shape_per_sample: tuple[int, ...] = ()) -> Tensor:
         """Standard normal float32 (count, *shape_per_sample); the same ``name`` gives the same draw again."""

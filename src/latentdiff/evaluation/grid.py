@@ -7,12 +7,16 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from latentdiff.checkpoint.durable import new_file
 
 PAPER, INK = 255, (20, 20, 20)
 FONT_SIZE, LINE_GAP = 11, 2
+DIFFERENCE_FACTOR = 4
+COMPARISON = f"rows: input, reconstruction, 127.5 + {DIFFERENCE_FACTOR} (reconstruction - input)"
+"""What ``comparison`` shows, for the text of its PNG."""
 
 
 def image_grid(images: Tensor, columns: int, pad: int = 2) -> Tensor:
@@ -34,10 +38,12 @@ def save_grid(
     columns: int = 4,
     scale: int = 1,
     pad: int = 4,
+    text: str | None = None,
 ) -> None:
     """A PNG of uint8 images (N, 3, H, W), enlarged ``scale`` times without smoothing, each above its wrapped caption.
 
-    The file appears whole or not at all; its folder is made.
+    ``text`` says what it shows, in the file's own text field "Description". The file appears whole or not at all; its
+    folder is made.
     """
     _check(images, columns)
     if captions is not None and len(captions) != len(images):
@@ -46,8 +52,32 @@ def save_grid(
     if captions is not None:
         cells = torch.cat([cells, _captions(captions, cells.shape[-1])], dim=2)
     picture = Image.fromarray(image_grid(cells, min(columns, len(cells)), pad).permute(1, 2, 0).numpy())
+    about = PngInfo()
+    if text is not None:
+        about.add_text("Description", text)
     with new_file(path) as staged:
-        picture.save(staged, format="PNG")
+        picture.save(staged, format="PNG", pnginfo=about)
+
+
+def comparison(originals: Tensor, reconstructions: Tensor, columns: int) -> Tensor:
+    """Rows of originals, of their reconstructions and of the differences, again and again: uint8 (3 N', 3, H, W).
+
+    Both uint8 (N, 3, H, W); cells for a grid of ``columns``, N' is N filled up with white to whole rows. Differences
+    are amplified ``DIFFERENCE_FACTOR`` times around grey, so that their sign can be seen.
+    """
+    originals, reconstructions = originals.cpu(), reconstructions.cpu()
+    _check(originals, columns)
+    if originals.shape != reconstructions.shape:
+        raise ValueError(f"expected one shape; got {tuple(originals.shape)} and {tuple(reconstructions.shape)}")
+    difference = 127.5 + DIFFERENCE_FACTOR * (reconstructions.float() - originals.float())
+    rows = (originals, reconstructions, difference.round().clamp(0, 255).byte())
+    blocks = []
+    for start in range(0, len(originals), columns):
+        for row in rows:
+            part = row[start : start + columns]
+            blank = part.new_full((columns - len(part), *part.shape[1:]), PAPER)
+            blocks.append(torch.cat([part, blank]))
+    return torch.cat(blocks)
 
 
 def wrapped(text: str, width: int, font: ImageFont.ImageFont | ImageFont.FreeTypeFont) -> list[str]:

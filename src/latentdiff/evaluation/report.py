@@ -20,10 +20,12 @@ def write_results(path: str | Path, results: Mapping[str, object], card: Mapping
 
 
 def results_table(results: Mapping[str, object], *, title: str = "results") -> Table:
-    """One row per number, nested names joined by dots."""
+    """One row per number, nested names joined by dots; lists are left to the file."""
     table = Table("metric", title=title)
     table.add_column("value", justify="right")
     for name, value in flattened(results):
+        if isinstance(value, (list, tuple)):
+            continue
         table.add_row(name, f"{value:.4f}" if isinstance(value, float) else str(value))
     return table
 

@@ -1,4 +1,8 @@
-"""Patch-adversarial term of stage one: hinge losses, the phases of the game, the adaptive weight."""
+"""Patch-adversarial term of stage one: interchangeable losses, the phases of the game, the adaptive weight.
+
+Logits are (B, ...), high for real, one per patch; every loss is a mean over patches, one float32 (float64 for float64)
+value per sample.
+"""
 
 from __future__ import annotations
 
@@ -7,25 +11,80 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
+from latentdiff.nn.precision import at_least_float32
 
-def hinge_generator(fake: Tensor) -> Tensor:
-    """-E[D(r)] (Lim & Ye, arXiv:1705.02894, eq. 5). Logits of any shape -> scalar."""
-    return -fake.float().mean()
-
-
-def hinge_discriminator(real: Tensor, fake: Tensor) -> Tensor:
-    """(E[max(0, 1 - D(x))] + E[max(0, 1 + D(r))]) / 2 (arXiv:1705.02894, eq. 4). Logits of any shape -> scalar."""
-    return 0.5 * (F.relu(1.0 - real.float()).mean() + F.relu(1.0 + fake.float()).mean())
+ADAPTIVE_LIMIT = 1e4
+"""Largest adaptive weight, as in VQGAN and LDM."""
 
 
-def adaptive_weight(reconstruction_gradient: Tensor, adversarial_gradient: Tensor, *, limit: float = 1e4) -> Tensor:
-    """``|grad nll| / (|grad gan| + 1e-4)`` at the decoder's last layer (VQGAN, arXiv:2012.09841, eq. 7), float32.
+class AdversarialLoss:
+    """What both players minimise."""
+
+    def generator(self, fake: Tensor) -> Tensor:
+        """Logits of reconstructions -> (B,)."""
+        raise NotImplementedError
+
+    def discriminator(self, real: Tensor, fake: Tensor) -> Tensor:
+        """Logits of as many images and reconstructions -> (B,)."""
+        raise NotImplementedError
+
+
+class Hinge(AdversarialLoss):
+    """LDM's choice (Lim & Ye, arXiv:1705.02894, eqs. 4 and 5), the discriminator's halved."""
+
+    def generator(self, fake: Tensor) -> Tensor:
+        """-E[D(r)]"""
+        return -per_sample(fake)
+
+    def discriminator(self, real: Tensor, fake: Tensor) -> Tensor:
+        """(E[max(0, 1 - D(x))] + E[max(0, 1 + D(r))]) / 2"""
+        return 0.5 * (
+            per_sample(F.relu(1.0 - at_least_float32(real))) + per_sample(F.relu(1.0 + at_least_float32(fake)))
+        )
+
+
+class NonSaturating(AdversarialLoss):
+    """Cross entropy, the generator maximising log D(r) (Goodfellow et al., arXiv:1406.2661, section 3)."""
+
+    def generator(self, fake: Tensor) -> Tensor:
+        """-E[log sigmoid D(r)]"""
+        return per_sample(F.softplus(-at_least_float32(fake)))
+
+    def discriminator(self, real: Tensor, fake: Tensor) -> Tensor:
+        """-(E[log sigmoid D(x)] + E[log(1 - sigmoid D(r))]) / 2"""
+        return 0.5 * (per_sample(F.softplus(-at_least_float32(real))) + per_sample(F.softplus(at_least_float32(fake))))
+
+
+class Vanilla(NonSaturating):
+    """VQGAN's ``vanilla``: the discriminator's cross entropy, but the generator raises the logits themselves."""
+
+    def generator(self, fake: Tensor) -> Tensor:
+        """-E[D(r)]"""
+        return -per_sample(fake)
+
+
+def per_sample(values: Tensor) -> Tensor:
+    """(B, ...) -> mean of each sample, (B,), float32 or wider."""
+    return at_least_float32(values).reshape(len(values), -1).mean(1)
+
+
+def accuracy(real: Tensor, fake: Tensor) -> Tensor:
+    """Share of patches on the right side of 0, (B,); a logit of exactly 0 counts half."""
+    return 0.5 + 0.25 * (per_sample(at_least_float32(real).sign()) - per_sample(at_least_float32(fake).sign()))
+
+
+def adaptive_weight(
+    reconstruction_gradient: Tensor, adversarial_gradient: Tensor, *, limit: float = ADAPTIVE_LIMIT
+) -> Tensor:
+    """``|grad nll| / (|grad gan| + 1e-4)`` at the decoder's last layer (VQGAN, arXiv:2012.09841, eq. 7), >= float32.
 
     Both gradients are averaged over the ranks first, so that the weight is that of the global batch.
     A norm that is not finite gives weight 0: the adversary sits this batch out, and its gradient, which 0 does not
     make finite, must be left out by the caller.
     """
-    gradients = torch.stack([reconstruction_gradient.float().flatten(), adversarial_gradient.float().flatten()])
+    gradients = torch.stack(
+        [at_least_float32(reconstruction_gradient).flatten(), at_least_float32(adversarial_gradient).flatten()]
+    )
     if dist.is_available() and dist.is_initialized():
         dist.all_reduce(gradients)
         gradients = gradients / dist.get_world_size()

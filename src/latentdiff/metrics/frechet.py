@@ -68,14 +68,16 @@ class FrechetDistance:
     """Fréchet distance of generated images to real ones.
 
     The result is named after the features and the number of generated images, ``fd_randconv-v1_n1000``; ``fid_n50000``
-    for the published Inception with at least ``FID_MINIMUM`` images. Keeps the features (float32) of all images.
+    for the published Inception with at least ``FID_MINIMUM`` images, ``rfid_n50000`` where the images are
+    reconstructions of the real ones. Keeps the features (float32) of all images.
 
     Args:
         features: see ``metrics.features``; moved to the images' device.
+        published: name of the distance by the published Inception, "fid" or "rfid".
     """
 
-    def __init__(self, *, features: Features):
-        self.features = features
+    def __init__(self, *, features: Features, published: str = "fid"):
+        self.features, self.published = features, published
         self._generated, self._reference = Indexed(), Indexed()
 
     def update(self, images: Tensor, batch: Batch) -> None:
@@ -91,9 +93,19 @@ class FrechetDistance:
         reference = torch.stack(self._reference.gathered())
         return {self.result_name(len(generated)): frechet_distance_of(generated, reference)}
 
+    def of_reconstructions(self) -> FrechetDistance:
+        """A fresh one by the same features for the reconstructions of real images: rFID."""
+        return FrechetDistance(features=self.features, published="rfid")
+
+    def anew(self) -> FrechetDistance:
+        """A fresh one against the reference of this, which both share."""
+        other = FrechetDistance(features=self.features, published=self.published)
+        other._reference = self._reference
+        return other
+
     def result_name(self, count: int) -> str:
-        published = self.features.name == INCEPTION_NAME and count >= FID_MINIMUM
-        return f"fid_n{count}" if published else f"fd_{self.features.name}_n{count}"
+        known = self.features.name == INCEPTION_NAME and count >= FID_MINIMUM
+        return f"{self.published}_n{count}" if known else f"fd_{self.features.name}_n{count}"
 
     def describe(self) -> dict[str, object]:
         """For the protocol card. Collective, as ``compute``."""

@@ -35,3 +35,11 @@ class Indexed:
         if not rows or repeated:
             raise ValueError(f"{repeated} images were measured more than once" if rows else "no image was measured")
         return [rows[index] for index in sorted(rows)]
+
+
+def summed(sums: Tensor) -> Tensor:
+    """The sum over all ranks of tensors of one shape. Collective; leaves the argument as it is."""
+    total = sums.clone()
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        dist.all_reduce(total)
+    return total

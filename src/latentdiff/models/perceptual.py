@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from latentdiff.config.errors import InputError
 from latentdiff.nn.freeze import freeze
+from latentdiff.nn.precision import at_least_float32
 
 VGG16_URL = "https://download.pytorch.org/models/vgg16-397923af.pth"
 _STAGES = ((3, 64, 64), (64, 128, 128), (128, 256, 256, 256), (256, 512, 512, 512), (512, 512, 512, 512))
@@ -100,8 +101,8 @@ class GradientPyramid(nn.Module):
                 f"GradientPyramid: {self.levels} levels need images of at least {2**self.levels} pixels, "
                 f"got {tuple(a.shape[-2:])}; use fewer levels"
             )
-        error = a.float() - b.float()  # differences and pooling are linear: one pyramid serves both images
-        distance = torch.zeros(a.shape[0], device=a.device)
+        error = at_least_float32(a) - at_least_float32(b)  # differences and pooling are linear: one pyramid serves both images
+        distance = error.new_zeros(a.shape[0])
         for level in range(self.levels):
             error = F.avg_pool2d(error, 2) if level > 0 else error
             for axis in (-1, -2):
@@ -114,8 +115,8 @@ def _conv(before: int, width: int) -> nn.Conv2d:
 
 
 def _unit(features: Tensor) -> Tensor:
-    """Unit length over the channels, in float32."""
-    features = features.float()
+    """Unit length over the channels, in float32 or wider."""
+    features = at_least_float32(features)
     return features / torch.sqrt(1e-8 + features.square().sum(dim=1, keepdim=True))
 
 

@@ -2,47 +2,60 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 
 import pytorch_lightning as pl
 import torch
-import torch.distributed as dist
+from pytorch_lightning.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from latentdiff.diffusion.noise import Draws
-from latentdiff.losses.adversarial import (
-    AdversarialSchedule,
-    adaptive_weight,
-    hinge_discriminator,
-    hinge_generator,
-)
+from latentdiff.generation.pipeline import to_uint8
+from latentdiff.losses.adversarial import AdversarialLoss, AdversarialSchedule, Hinge
 from latentdiff.losses.reconstruction import ReconstructionLoss
+from latentdiff.losses.regularisers import R1, LeCam
+from latentdiff.metrics.latents import ChannelMoments
+from latentdiff.metrics.reconstruction import PSNR_CEILING, psnr
 from latentdiff.models.autoencoder.autoencoder import Autoencoder
+from latentdiff.training.adversarial_game import AdversarialGame
+from latentdiff.training.adversary_watch import AdversaryWatch
 from latentdiff.training.counters import Counters, continue_run
 from latentdiff.training.ema import Ema
 from latentdiff.training.optim import set_learning_rate
+from latentdiff.training.parts import check_micro_batch, gradient_sync, images
+from latentdiff.training.tally import Tally
 from latentdiff.types import Batch
+
+_log = logging.getLogger(__name__)
+
+HINGE = Hinge()
 
 
 class AutoencoderModule(pl.LightningModule):
-    """Trains ``autoencoder`` on reconstruction + perceptual + patch-adversarial + KL loss (LDM, arXiv:2112.10752).
+    """Trains ``autoencoder`` on reconstruction + perceptual + patch-adversarial + latent loss (arXiv:2112.10752).
 
-    One forward pass of the autoencoder per batch. The gradients of the reconstruction and of the adversarial term are
-    taken once, at the reconstruction; the adaptive weight and the final gradient both follow from them. Unlike LDM's
-    two passes, the discriminator therefore sees the reconstruction made before this batch's update.
+    ``training_step`` is the order of events; the gradients are ``AdversarialGame``'s. A value that is not finite
+    stops the run before the update (NonFiniteError, on all ranks).
 
     Args:
         autoencoder: what is trained.
         reconstruction: per-sample negative log-likelihood, summed over elements.
-        discriminator: (B, 3, H, W) -> logits, or None to train without an adversary.
+        discriminator: (B, C, H, W) -> logits, or None to train without an adversary.
         adversarial: when and how strongly the adversary acts.
-        optimizer: named parameters -> optimiser, for the autoencoder.
+        optimizer: named parameters -> optimiser, for the autoencoder and the log-scale.
         discriminator_optimizer: the same for the discriminator.
         schedule: batch number -> learning-rate factor, for both.
-        kl_weight: weight of the KL term, summed over latent elements (1e-6 in LDM).
+        adversarial_loss: what both players minimise.
+        r1: gradient penalty of the discriminator, or None.
+        lecam: regulariser of the discriminator's logits, or None.
+        bottleneck_weight: weight of the bottleneck's penalty: 1e-6 for KL, which is summed over latent elements (LDM);
+            1 for VQ, a mean over them that is multiplied by the image's elements (see ``Bottleneck.reduction``).
         ema_decay: decay of the averaged weights.
-        gradient_clip: largest gradient norm of the autoencoder.
+        gradient_clip: largest gradient norm of the autoencoder, over all micro-batches.
+        micro_batch: samples per forward pass and device, None for all; the update is the same.
+        alarm_window: batches after which the state of the adversarial game is judged.
         statistics_images: training images over which the latents' mean and standard deviation are taken.
         seed: of every random draw.
     """
@@ -59,9 +72,14 @@ class AutoencoderModule(pl.LightningModule):
         optimizer: Callable[..., Optimizer],
         discriminator_optimizer: Callable[..., Optimizer],
         schedule: Callable[[int], float],
-        kl_weight: float = 1e-6,
+        adversarial_loss: AdversarialLoss = HINGE,
+        r1: R1 | None = None,
+        lecam: LeCam | None = None,
+        bottleneck_weight: float = 1e-6,
         ema_decay: float = 0.999,
         gradient_clip: float = 1.0,
+        micro_batch: int | None = None,
+        alarm_window: int = 500,
         statistics_images: int = 2048,
         seed: int = 0,
     ):
@@ -70,10 +88,22 @@ class AutoencoderModule(pl.LightningModule):
         self.autoencoder = autoencoder
         self.reconstruction = reconstruction
         self.discriminator = discriminator
-        self.adversarial = adversarial
+        self.lecam = lecam
+        self.watch = None if discriminator is None else AdversaryWatch(window=alarm_window)
+        self.game = AdversarialGame(
+            autoencoder=autoencoder,
+            reconstruction=reconstruction,
+            discriminator=discriminator,
+            schedule=adversarial,
+            loss=adversarial_loss,
+            r1=r1,
+            lecam=lecam,
+            bottleneck_weight=bottleneck_weight,
+            seed=seed,
+        )
         self.optimizer, self.discriminator_optimizer, self.schedule = optimizer, discriminator_optimizer, schedule
-        self.kl_weight, self.gradient_clip, self.seed = kl_weight, gradient_clip, seed
-        self.statistics_images = statistics_images
+        self.gradient_clip, self.micro_batch = gradient_clip, check_micro_batch(micro_batch)
+        self.statistics_images, self.seed = statistics_images, seed
         self.ema = Ema(autoencoder, decay=ema_decay)
         self.register_buffer("latent_mean", torch.zeros(autoencoder.latent_channels))
         self.register_buffer("latent_std", torch.ones(autoencoder.latent_channels))
@@ -91,91 +121,49 @@ class AutoencoderModule(pl.LightningModule):
         return optimizers
 
     def training_step(self, batch: Batch, batch_index: int) -> None:
-        number = self.counters.batches_seen
-        image = batch.image.float() / 127.5 - 1.0
-        logs: dict[str, Tensor | float] = {}
-        fake, loss = self._autoencoder_loss(image, self._draws(batch), number, logs)
-        loss = loss + self._discriminator_loss(image, fake.detach(), number, logs)
-        self._update(loss, number, logs)
+        number, tally = self.counters.batches_seen, Tally()
+        trained = self._trained(number)
+        for optimizer in trained:
+            set_learning_rate(optimizer.optimizer, self.schedule(number))
+            optimizer.zero_grad()
+        self.game.play(batch, number, tally, self._backward, self.micro_batch)
+        tally.note("grad_norm", nn.utils.clip_grad_norm_(self.autoencoder.parameters(), self.gradient_clip))
+        if len(trained) > 1:
+            gradients = [p.grad for p in self.discriminator.parameters()]
+            tally.note("discriminator_grad_norm", nn.utils.get_total_norm(gradients))
+        logs = tally.settle(keys=batch.keys, number=number)
+        for optimizer in trained:
+            optimizer.step()
+        draws = Draws.of(batch, seed=self.seed, number=number, device=self.device)
+        logs |= self.autoencoder.bottleneck.after_batch(draws)
         self.ema.update(self.autoencoder)
         self.counters.advance(batch)
+        logs |= {"lr": trained[0].param_groups[0]["lr"], **self._watch_adversary(number, logs)}
         self.log("train/nll", logs.pop("nll"), prog_bar=True, logger=False, batch_size=len(batch))
         self.log_dict({f"train/{k}": v for k, v in logs.items()}, logger=False, batch_size=len(batch))
 
-    def _update(self, loss: Tensor, number: int, logs: dict) -> None:
-        """One backward pass: no gradient of either loss reaches the other's parameters."""
+    def _trained(self, number: int) -> list[LightningOptimizer]:
+        """The optimisers that step in batch ``number``."""
         optimizers = self.optimizers()
-        first, *second = optimizers if isinstance(optimizers, list) else [optimizers]
-        for optimizer in (first, *second):
-            set_learning_rate(optimizer.optimizer, self.schedule(number))
-            optimizer.zero_grad()
-        logs["lr"] = first.param_groups[0]["lr"]
-        self.manual_backward(loss)
-        logs["grad_norm"] = nn.utils.clip_grad_norm_(self.autoencoder.parameters(), self.gradient_clip)
-        first.step()
-        if self.adversarial.discriminator_trains(number):
-            for optimizer in second:
-                optimizer.step()
+        optimizers = optimizers if isinstance(optimizers, list) else [optimizers]
+        return optimizers if self.game.discriminator_trains(number) else optimizers[:1]
 
-    def _autoencoder_loss(self, image: Tensor, draws: Draws, number: int, logs: dict) -> tuple[Tensor, Tensor]:
-        """Reconstruction and a scalar whose gradients are those of the weighted sum of all terms."""
-        posterior = self.autoencoder.encode(image)
-        noise = draws.normal("posterior", tuple(posterior.mean.shape[1:]))
-        fake = self.autoencoder.decode(posterior.mean + posterior.std * noise)
-        nll = self.reconstruction(fake, image).mean()
-        kl = self.autoencoder.bottleneck.kl(posterior).mean()
-        at_fake, at_logvar = self._boundary_gradient(nll, fake, number, logs)
-        surrogate = (fake * at_fake).sum() + self.kl_weight * kl
-        if at_logvar is not None:
-            surrogate = surrogate + self.reconstruction.logvar * at_logvar
-        logs |= {"nll": nll.detach() / image[0].numel(), "kl": kl.detach()}
-        return fake, surrogate
+    def _backward(self, loss: Tensor, last: bool) -> None:
+        with gradient_sync(self, last):
+            self.manual_backward(loss)
 
-    def _boundary_gradient(self, nll: Tensor, fake: Tensor, number: int, logs: dict) -> tuple[Tensor, Tensor | None]:
-        """Gradient of nll + adversarial term at the reconstruction, and that of nll at its log-scale if it learns."""
-        logvar = self.reconstruction.logvar
-        learned = [logvar] if logvar.requires_grad else []
-        at_fake, *at_logvar = torch.autograd.grad(nll, [fake, *learned], retain_graph=True)
-        scale = at_logvar[0] if at_logvar else None
-        heard = 0.0 if self.discriminator is None else self.adversarial.generator_weight(number)
-        if heard == 0.0:
-            return at_fake, scale
-        leaf = fake.detach().requires_grad_()
-        gan = hinge_generator(_without_gradients(self.discriminator, leaf))
-        (gan_at_fake,) = torch.autograd.grad(gan, leaf)
-        last = self.autoencoder.last_layer
-        (nll_at_last,) = torch.autograd.grad(fake, last, at_fake, retain_graph=True)
-        (gan_at_last,) = torch.autograd.grad(fake, last, gan_at_fake, retain_graph=True)
-        weight = heard * adaptive_weight(nll_at_last, gan_at_last)
-        logs |= {"gan": gan.detach(), "adversarial_weight": weight}
-        gan_at_fake = torch.where(weight > 0, gan_at_fake, torch.zeros_like(gan_at_fake))  # 0 * inf is not 0
-        return at_fake + weight.to(at_fake.dtype) * gan_at_fake, scale
-
-    def _discriminator_loss(self, image: Tensor, fake: Tensor, number: int, logs: dict) -> Tensor:
-        """Hinge loss on the reconstruction that the autoencoder made before its update."""
-        if self.discriminator is None:
-            return image.new_zeros(())
-        if not self.adversarial.discriminator_trains(number):
-            return 0.0 * sum(p.sum() for p in self.discriminator.parameters())  # DDP waits for every parameter
-        real_logits, fake_logits = self.discriminator(torch.cat([image, fake.float()])).chunk(2)
-        loss = hinge_discriminator(real_logits, fake_logits)
-        logs |= {
-            "discriminator": loss.detach(),
-            "discriminator_accuracy": ((real_logits > 0).float().mean() + (fake_logits < 0).float().mean()) / 2,
-            "logits_real": real_logits.detach().mean(),
-            "logits_fake": fake_logits.detach().mean(),
-        }
-        return loss
-
-    def _draws(self, batch: Batch) -> Draws:
-        return Draws(
-            seed=self.seed,
-            number=self.counters.batches_seen,
-            start=batch.start,
-            count=len(batch),
-            total=batch.global_size,
-            device=self.device,
-        )
+    def _watch_adversary(self, number: int, logs: dict) -> dict[str, float]:
+        """Takes the batch's values to where they are remembered; what is known of the game now."""
+        if not self.game.discriminator_trains(number):
+            return {}
+        real, fake, weight = logs["logits_real"], logs["logits_fake"], logs.get("adaptive_weight")
+        if self.lecam is not None:
+            self.lecam.update(real, fake)
+        news = self.watch.observe(accuracy=logs["discriminator_accuracy"], real=real, fake=fake, weight=weight)
+        if news and self.trainer.is_global_zero:
+            _log.warning("batch %d: %s", self.counters.batches_seen, news)
+        heard = {} if weight is None else {"adversarial_weight": self.game.heard(number) * weight}
+        return {"adversary_state": self.watch.state, **heard}
 
     def on_train_start(self) -> None:
         continue_run(self.trainer, self.counters)
@@ -184,37 +172,24 @@ class AutoencoderModule(pl.LightningModule):
         self.counters = Counters(**checkpoint["latentdiff"]["counters"])
 
     @torch.no_grad()
-    def validation_step(self, batch: Batch, batch_index: int) -> None:
-        image = batch.image.float() / 127.5 - 1.0
-        posterior = self.ema.model.encode(image)
-        reconstruction = self.ema.model.decode(posterior.mean).float().clamp(-1.0, 1.0)
-        error = ((reconstruction - image) / 2).square().flatten(1).mean(1).clamp_min(1e-10)
-        psnr = -10.0 * error.log10()
-        values = {"val/psnr": psnr.mean(), "val/kl": self.ema.model.bottleneck.kl(posterior).mean()}
+    def validation_step(self, batch: Batch, batch_index: int) -> Tensor:
+        """The reconstructions by the averaged weights, uint8 (B, C, H, W), for the callbacks that measure them."""
+        image = images(batch, like=self.autoencoder.last_layer)
+        noise = image.new_zeros(len(batch), *self.autoencoder.latent_shape(*image.shape[-2:]))
+        reconstruction, latent = self.ema.model(image, noise)
+        rebuilt = to_uint8(reconstruction)
+        values = {"val/psnr": psnr(rebuilt, batch.image).clamp(max=PSNR_CEILING).mean()}
+        values |= {f"val/{name}": value for name, value in latent.logs.items()}
         self.log_dict(values, logger=False, batch_size=len(batch), sync_dist=True, on_epoch=True, prog_bar=True)
+        return rebuilt
 
     @torch.no_grad()
     def measure_latents(self) -> None:
-        """Per-channel mean and std of the averaged encoder's latents over training images of all ranks.
-
-        The variance is that of a draw: that of the posterior means plus the posterior variance.
-        """
-        channels = self.autoencoder.latent_channels
-        sums = torch.zeros(3, channels, dtype=torch.float64, device=self.device)
+        """Per-channel mean and std of draws of the averaged encoder's latents over training images of all ranks."""
+        moments = ChannelMoments(self.autoencoder.latent_channels, self.device)
         for batch in self.trainer.datamodule.statistics_batches(self.statistics_images):
-            posterior = self.ema.model.encode(batch.image.to(self.device).float() / 127.5 - 1.0)
-            mean, std = posterior.mean.double(), posterior.std.double()
-            sums[0] += mean.sum((0, 2, 3))
-            sums[1] += (mean.square() + std.square()).sum((0, 2, 3))
-            sums[2] += mean[:, 0].numel()
-        if dist.is_available() and dist.is_initialized():
-            dist.all_reduce(sums)
-        mean = sums[0] / sums[2]
+            image = images(batch, like=self.autoencoder.last_layer).to(self.device)
+            moments.update(self.ema.model.encode(image))
+        mean, std, _ = moments.compute()
         self.latent_mean.copy_(mean)
-        self.latent_std.copy_((sums[1] / sums[2] - mean.square()).clamp_min(1e-12).sqrt())
-
-
-def _without_gradients(module: nn.Module, x: Tensor) -> Tensor:
-    """module(x) whose graph reaches x but none of the module's parameters."""
-    detached = {name: p.detach() for name, p in module.named_parameters()}
-    return torch.func.functional_call(module, detached, (x,))
+        self.latent_std.copy_(std)

@@ -21,7 +21,7 @@ class DirectoryCheckpointIO(CheckpointIO):
         first_stage: path and digest of the first stage that a diffusion model was trained on, or None.
     """
 
-    def __init__(self, *, config: str, first_stage: dict[str, str] | None = None):
+    def __init__(self, *, config: str, first_stage: dict | None = None):
         self.config, self.first_stage = config, first_stage
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str, storage_options: Any | None = None) -> None:

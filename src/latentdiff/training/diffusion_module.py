@@ -16,11 +16,15 @@ from latentdiff.models.autoencoder.codec import LatentCodec
 from latentdiff.training.counters import Counters, continue_run
 from latentdiff.training.ema import Ema
 from latentdiff.training.optim import set_learning_rate
+from latentdiff.training.parts import check_micro_batch, gradient_sync, images
+from latentdiff.training.tally import Tally
 from latentdiff.types import Batch
 
 
 class DiffusionModule(pl.LightningModule):
     """Trains ``denoiser`` and the trainable part of ``conditioner`` on the latents of ``codec``.
+
+    A loss that is not finite stops the run before the update (NonFiniteError, on all ranks).
 
     Args:
         codec: frozen stage one; in no checkpoint of this module.
@@ -30,7 +34,8 @@ class DiffusionModule(pl.LightningModule):
         optimizer: named parameters -> optimiser.
         schedule: batch number -> learning-rate factor.
         ema_decay: decay of the averaged weights.
-        gradient_clip: largest gradient norm.
+        gradient_clip: largest gradient norm, over all micro-batches.
+        micro_batch: samples per forward pass and device, None for all; the update is the same.
         seed: of every random draw.
     """
 
@@ -47,6 +52,7 @@ class DiffusionModule(pl.LightningModule):
         schedule: Callable[[int], float],
         ema_decay: float = 0.9999,
         gradient_clip: float = 1.0,
+        micro_batch: int | None = None,
         seed: int = 0,
     ):
         super().__init__()
@@ -57,6 +63,7 @@ class DiffusionModule(pl.LightningModule):
         self.loss = loss
         self.optimizer, self.schedule = optimizer, schedule
         self.gradient_clip, self.seed = gradient_clip, seed
+        self.micro_batch = check_micro_batch(micro_batch)
         self.counters = Counters()
 
     @property
@@ -67,26 +74,33 @@ class DiffusionModule(pl.LightningModule):
         return self.optimizer([(name, p) for name, p in self.model.named_parameters() if p.requires_grad])
 
     def training_step(self, batch: Batch, batch_index: int) -> None:
-        draws = self._draws(batch, self.counters.batches_seen)
+        number, tally = self.counters.batches_seen, Tally()
+        optimizer = self.optimizers()
+        rate = set_learning_rate(optimizer.optimizer, self.schedule(number))
+        optimizer.zero_grad()
+        parts = batch.cut(self.micro_batch)
+        for part in parts:
+            loss = self._losses(part, number)
+            tally.add({"loss": loss})
+            with gradient_sync(self, part is parts[-1]):
+                self.manual_backward(loss.sum() / len(batch))
+        tally.note("grad_norm", nn.utils.clip_grad_norm_(self.model.parameters(), self.gradient_clip))
+        logs = tally.settle(keys=batch.keys, number=number)
+        optimizer.step()
+        self.ema.update(self.model)
+        self.counters.advance(batch)
+        self.log("train/loss", logs["loss"], prog_bar=True, logger=False, batch_size=len(batch))
+        values = {"train/lr": rate, "train/grad_norm": logs["grad_norm"]}
+        self.log_dict(values, logger=False, batch_size=len(batch))
+
+    def _losses(self, batch: Batch, number: int) -> Tensor:
+        """(B,)"""
+        draws = Draws.of(batch, seed=self.seed, number=number, device=self.device)
         x0 = self._encode(batch, draws)
         cond = self.model["conditioner"](batch, self.codec, draws)
         t = self.loss.sample_t(draws.stratified("t"), self.model["denoiser"].t_max)
         noise = draws.normal("noise", tuple(x0.shape[1:]))
-        loss = self.loss(self.model["denoiser"], x0, noise, t, cond).mean()
-        self._update(loss, batch)
-
-    def _update(self, loss: Tensor, batch: Batch) -> None:
-        optimizer = self.optimizers()
-        rate = set_learning_rate(optimizer.optimizer, self.schedule(self.counters.batches_seen))
-        optimizer.zero_grad()
-        self.manual_backward(loss)
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.gradient_clip)
-        optimizer.step()
-        self.ema.update(self.model)
-        self.counters.advance(batch)
-        self.log("train/loss", loss.detach(), prog_bar=True, logger=False, batch_size=len(batch))
-        values = {"train/lr": rate, "train/grad_norm": norm}
-        self.log_dict(values, logger=False, batch_size=len(batch))
+        return self.loss(self.model["denoiser"], x0, noise, t, cond)
 
     def on_train_start(self) -> None:
         continue_run(self.trainer, self.counters)
@@ -97,31 +111,14 @@ class DiffusionModule(pl.LightningModule):
     @torch.no_grad()
     def validation_step(self, batch: Batch, batch_index: int) -> None:
         """Loss of the averaged weights at noise and t that are the same in every validation of every run."""
-        draws = Draws(
-            seed=0,
-            number=batch.number,
-            start=batch.start,
-            count=len(batch),
-            total=batch.global_size,
-            device=self.device,
-        )
+        draws = Draws.of(batch, seed=0, number=batch.number, device=self.device)
         x0 = self._encode(batch, draws)
         cond = self.ema.model["conditioner"](batch, self.codec)
         t = self.loss.sample_t(draws.stratified("t"), self.ema.model["denoiser"].t_max)
         loss = self.loss(self.ema.model["denoiser"], x0, draws.normal("noise", tuple(x0.shape[1:])), t, cond)
         self.log("val/loss", loss.mean(), logger=False, batch_size=len(batch), sync_dist=True, prog_bar=True)
 
-    def _draws(self, batch: Batch, number: int) -> Draws:
-        return Draws(
-            seed=self.seed,
-            number=number,
-            start=batch.start,
-            count=len(batch),
-            total=batch.global_size,
-            device=self.device,
-        )
-
     @torch.no_grad()
     def _encode(self, batch: Batch, draws: Draws) -> Tensor:
-        moments = self.codec.moments(batch.image.float() / 127.5 - 1.0)
+        moments = self.codec.moments(images(batch, like=self.codec.mean))
         return self.codec.draw(moments, draws.normal("posterior", tuple(moments[0].shape[1:])))

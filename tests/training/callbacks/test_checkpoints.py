@@ -155,8 +155,8 @@ def test_ruined_weights_never_replace_a_checkpoint(train, manifest, autoencoder_
     module = autoencoder_module(discriminator=None)
 
     class Ruin(pl.Callback):
-        def on_train_batch_start(self, trainer, module, batch, batch_index):
-            if module.counters.batches_seen == 2:
+        def on_train_batch_end(self, trainer, module, outputs, batch, batch_index):
+            if module.counters.batches_seen == 4:
                 with torch.no_grad():
                     module.autoencoder.decoder.conv_out.bias[0] = float("nan")
 

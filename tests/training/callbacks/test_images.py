@@ -33,6 +33,9 @@ def test_reconstructions_by_the_averaged_weights_stand_below_their_images(autoen
     for column in range(4):
         assert torch.equal(cell(folder / "batch-00000003.png", 0, column), val.image[column])
         assert torch.equal(cell(folder / "batch-00000003.png", 1, column), rebuilt[column])
+        difference = 127.5 + 4 * (rebuilt[column].float() - val.image[column].float())
+        assert torch.equal(cell(folder / "batch-00000003.png", 2, column), difference.round().clamp(0, 255).byte())
+    assert "127.5 + 4 (reconstruction - input)" in Image.open(folder / "batch-00000003.png").text["Description"]
 
 
 def test_samples_are_the_pipelines_for_the_averaged_weights(diffusion_module, batch, fit, tmp_path, monkeypatch):

@@ -10,13 +10,13 @@ import torch
 from pytorch_lightning.callbacks import Callback
 from torch import Tensor
 
-from latentdiff.evaluation.grid import save_grid
-from latentdiff.generation.pipeline import LatentPipeline
+from latentdiff.evaluation.grid import COMPARISON, comparison, save_grid
+from latentdiff.generation.pipeline import LatentPipeline, to_uint8
 from latentdiff.types import Batch, Guidance, Sampler
 
 
 class ReconstructionGrid(Callback):
-    """Validation images above their reconstructions by the averaged weights, in ``reconstructions/``.
+    """Validation images, their reconstructions by the averaged weights and the differences, in ``reconstructions/``.
 
     Args:
         run_dir: holds the folder.
@@ -43,11 +43,10 @@ class ReconstructionGrid(Callback):
         batch = trainer.datamodule.preview(self.count)
         image = batch.image.to(module.device)
         mean = module.ema.model.encode(image.float() / 127.5 - 1.0).mean
-        reconstruction = module.ema.model.decode(mean).float().clamp(-1.0, 1.0)
-        reconstruction = ((reconstruction + 1.0) * 127.5).round().byte()
-        name = f"batch-{module.counters.batches_seen:08d}.png"
-        save_grid(self.folder / name, torch.cat([image, reconstruction]).cpu(), columns=len(batch), scale=2)
-        log_image(trainer, "reconstructions", self.folder / name, module.counters.batches_seen)
+        cells = comparison(image, to_uint8(module.ema.model.decode(mean)), len(batch))
+        path = self.folder / f"batch-{module.counters.batches_seen:08d}.png"
+        save_grid(path, cells, columns=len(batch), scale=2, text=COMPARISON)
+        log_image(trainer, "reconstructions", path, module.counters.batches_seen)
 
 
 class SampleGrid(Callback):

@@ -1,0 +1,77 @@
+"""The values of one batch: gathered on the device, reduced once, fetched once, and refused where not finite."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from latentdiff.nn.precision import at_least_float32
+from latentdiff.training.callbacks.metrics_log import NonFiniteError
+
+KEYS_SHOWN = 8
+
+
+class Tally:
+    """Terms of the loss sample by sample, and scalars beside them.
+
+    ``settle`` is the only point of a batch where the host waits for the device. It stands between backward pass and
+    update: a flag fetched later would be cheaper by a few launches and would come after the damage.
+    """
+
+    def __init__(self) -> None:
+        self._terms: dict[str, list[Tensor]] = {}
+        self._scalars: dict[str, Tensor] = {}
+
+    def add(self, terms: dict[str, Tensor]) -> None:
+        """Values (n,) of the next n samples, the same terms for all samples of the batch and on all ranks."""
+        for name, values in terms.items():
+            self._terms.setdefault(name, []).append(at_least_float32(values.detach()))
+
+    def note(self, name: str, value: Tensor) -> None:
+        """A scalar; noted again, it is added up."""
+        value = at_least_float32(value.detach())
+        self._scalars[name] = self._scalars[name] + value if name in self._scalars else value
+
+    def settle(self, *, keys: list[str], number: int) -> dict[str, float]:
+        """Means over all samples and ranks, equal on all of them; to be called on every rank, before the update.
+
+        Raises NonFiniteError, on all ranks, where a value is not finite anywhere.
+        """
+        rows = torch.stack([torch.cat(values) for values in self._terms.values()])
+        means = torch.cat([rows.mean(1), torch.stack([*self._scalars.values()])]) if self._scalars else rows.mean(1)
+        if _ranks() > 1:
+            dist.all_reduce(means)
+            means = means / _ranks()
+        values = dict(zip([*self._terms, *self._scalars], means.tolist()))
+        bad = [name for name, value in values.items() if not math.isfinite(value)]
+        if bad:
+            raise NonFiniteError(self._message(bad, rows, keys, number))
+        return values
+
+    def _message(self, bad: list[str], rows: Tensor, keys: list[str], number: int) -> str:
+        finite = dict(zip(self._terms, torch.isfinite(rows).tolist()))
+        own = {name: [key for key, good in zip(keys, finite.get(name, [])) if not good] for name in bad}
+        every = [own]
+        if _ranks() > 1:
+            every = [None] * _ranks()
+            dist.all_gather_object(every, own)
+        found = "; ".join(name + _shown([key for rank in every for key in rank[name]]) for name in bad)
+        return (
+            f"batch {number} (counted from 0): {found}: not finite. The update was not made, weights and checkpoints "
+            "are those of before. Look at these samples; resume from the last checkpoint with a lower optim.lr, or "
+            "with trainer.precision=32-true"
+        )
+
+
+def _shown(keys: list[str]) -> str:
+    if not keys:
+        return ""
+    more = f" and {len(keys) - KEYS_SHOWN} more" if len(keys) > KEYS_SHOWN else ""
+    return f" (samples {', '.join(keys[:KEYS_SHOWN])}{more})"
+
+
+def _ranks() -> int:
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
