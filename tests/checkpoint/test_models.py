@@ -3,7 +3,9 @@ import torch
 import yaml
 
 from latentdiff.checkpoint import store
-from latentdiff.checkpoint.models import load_codec, load_diffusion
+from latentdiff.checkpoint.foreign import diffusers
+from latentdiff.checkpoint.foreign.statistics import Statistics
+from latentdiff.checkpoint.models import first_stage_record, load_codec, load_diffusion, recorded_statistics
 from latentdiff.config.errors import InputError
 from latentdiff.config.instantiate import build
 from latentdiff.models.autoencoder.codec import LatentCodec
@@ -13,7 +15,7 @@ from latentdiff.types import Batch
 COUNTERS = {"batches_seen": 1, "images_seen": 2}
 AUTOENCODER = {
     "_target_": "latentdiff.models.autoencoder.autoencoder.Autoencoder",
-    "bottleneck": {"_target_": "latentdiff.models.autoencoder.bottleneck.KL"},
+    "bottleneck": {"_target_": "latentdiff.models.autoencoder.bottlenecks.kl.KL"},
     "channels": 4,
     "channel_multipliers": [1, 2],
     "num_res_blocks": 1,
@@ -90,7 +92,7 @@ def first_stage(tmp_path):
 def second_stage(tmp_path):
     """Saves a stage-two checkpoint trained on ``first`` and returns its path and the averaged parts."""
 
-    def make(first, name="ldm", denoiser=DENOISER, named=True):
+    def make(first, name="ldm", denoiser=DENOISER, named=True, statistics=None):
         torch.manual_seed(3)
         parts = {"denoiser": build(DENOISER), "conditioner": build(CONDITIONER)}
         averaged = randomised(torch.nn.ModuleDict(parts), 5)
@@ -101,7 +103,7 @@ def second_stage(tmp_path):
             ema=average(averaged),
             config=yaml.safe_dump({"task": {"denoiser": denoiser, "conditioner": CONDITIONER}}),
             counters=COUNTERS,
-            first_stage={"path": str(first), "hash": store.digest(first)} if named else None,
+            first_stage=first_stage_record(first, statistics) if named else None,
         )
         return tmp_path / name, averaged.eval()
 
@@ -228,3 +230,69 @@ def test_a_configuration_cannot_call_what_is_not_allowed(first_stage):
     path, _ = first_stage(config={"_target_": "os.system", "command": "true"})
     with pytest.raises(InputError, match=r"os\.system"):
         load_codec(path)
+
+
+FOREIGN = AUTOENCODER | {"channels": 32, "norm_groups": 32}
+
+
+@pytest.fixture
+def foreign(tmp_path):
+    """Writes an autoencoder as another program would: a diffusers folder with a scale, or a file without one."""
+
+    def make(name="vae", seed=1):
+        torch.manual_seed(seed)
+        autoencoder = randomised(build(FOREIGN), seed).eval()
+        if name.endswith(".ckpt"):
+            torch.save({"state_dict": autoencoder.state_dict()}, tmp_path / name)
+        else:
+            diffusers.write(autoencoder, Statistics((0.25, 0.25), (2.0, 2.0)), tmp_path / name)
+        return tmp_path / name, autoencoder
+
+    return make
+
+
+def test_a_foreign_first_stage_is_a_codec_too(foreign):
+    path, autoencoder = foreign()
+    image = noise(2, 3, 8, 8).clamp(-1, 1)
+    with torch.no_grad():
+        raw = autoencoder.encode(image).mean
+        for given, mean, std in ((None, 0.25, 2.0), (Statistics((1.0, 2.0), (0.5, 0.5)), [1.0, 2.0], 0.5)):
+            codec = load_codec(path, statistics=given)
+            expected = (raw - torch.tensor(mean).view(-1, 1, 1)) / std
+            assert torch.equal(codec.encode(image), expected)
+    assert not any(p.requires_grad for p in codec.parameters())
+    with pytest.raises(InputError, match=r"does not say how its latents are scaled; give first_stage\.scale=NUMBER"):
+        load_codec(foreign("ae.ckpt")[0])
+
+
+@pytest.mark.parametrize("name", ["vae", "ae.ckpt"])
+def test_stage_two_finds_its_foreign_first_stage_again(foreign, second_stage, tmp_path, name):
+    """With the statistics of training, whatever the folder says by now."""
+    path, autoencoder = foreign(name)
+    statistics = Statistics((0.5, -0.5), (4.0, 2.0))
+    second, _ = second_stage(path, statistics=statistics)
+    record = store.read_manifest(second).first_stage
+    assert record["path"] == str(path)
+    assert recorded_statistics(record) == statistics
+    x = noise(1, 2, 4, 4)
+    with torch.no_grad():
+        decoded = autoencoder.decode(
+            x * torch.tensor([4.0, 2.0]).view(2, 1, 1) + torch.tensor([0.5, -0.5]).view(2, 1, 1)
+        )
+        assert torch.equal(load_diffusion(second).codec.decode(x), decoded.clamp(-1, 1))
+        path.rename(tmp_path / f"moved-{name}")
+        with pytest.raises(InputError, match=r"name its present place with first_stage\.checkpoint=PATH"):
+            load_diffusion(second)
+        moved = load_diffusion(second, first_stage=str(tmp_path / f"moved-{name}"))
+        assert torch.equal(moved.codec.decode(x), decoded.clamp(-1, 1))
+
+
+def test_another_foreign_first_stage_is_refused(foreign, first_stage, second_stage):
+    path, _ = foreign()
+    second, _ = second_stage(path)
+    for other in (foreign("other", seed=2)[0], first_stage()[0]):
+        with pytest.raises(InputError, match=f"trained on the first stage .*, '{other}' is [0-9a-f]{{12}}; name the"):
+            load_diffusion(second, first_stage=str(other))
+    native, _ = second_stage(first_stage("native")[0], name="ldm2")
+    with pytest.raises(InputError, match="trained on the first stage"):
+        load_diffusion(native, first_stage=str(path))

@@ -7,6 +7,8 @@ import sys
 
 from latentdiff.config.errors import InputError
 
+FORMATS = ("format=diffusers", "format=ldm")
+
 
 def main(argv: list[str] | None = None) -> int:
     """Runs one verb and returns the exit code: 0 done, 2 for input that is at fault."""
@@ -20,6 +22,7 @@ def main(argv: list[str] | None = None) -> int:
     make.add_argument("dest", help="new folder for the shards")
     make.add_argument("--size", type=int, default=None, metavar="PX", help="shrink to this shorter side first")
     make.set_defaults(run=_make_shards)
+    _add_export(verbs)
     arguments = parser.parse_args(argv)
     try:
         arguments.run(arguments)
@@ -29,6 +32,34 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     return 0
+
+
+def _add_export(verbs: argparse._SubParsersAction) -> None:
+    export = verbs.add_parser("export", help="a first stage -> another program's format, with the averaged weights")
+    export.add_argument("checkpoint", help="checkpoint or run directory of stage one, or another program's autoencoder")
+    export.add_argument("dest", help="new folder (diffusers) or new .safetensors file (ldm)")
+    export.add_argument("format", choices=FORMATS, metavar="format=diffusers|ldm")
+    export.add_argument("--single-file", action="store_true", help="ldm: names as within Stable Diffusion's files")
+    factor = {"type": float, "default": None, "metavar": "NUMBER"}
+    export.add_argument("--scale", **factor, help="of another program's latents: z = (latent - shift) * scale")
+    export.add_argument("--shift", **factor)
+    export.set_defaults(run=_export)
+
+
+def _export(arguments: argparse.Namespace) -> None:
+    from latentdiff.app.export import export
+
+    notes = export(
+        arguments.checkpoint,
+        arguments.dest,
+        form=arguments.format.removeprefix("format="),
+        single_file=arguments.single_file,
+        scale=arguments.scale,
+        shift=arguments.shift,
+    )
+    print(f"first stage written: {arguments.dest}")
+    for note in notes:
+        print(f"note: {note}")
 
 
 def _make_shards(arguments: argparse.Namespace) -> None:

@@ -19,6 +19,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from latentdiff.checkpoint import store
+from latentdiff.checkpoint.foreign import reading as foreign
+from latentdiff.checkpoint.foreign.statistics import Statistics
+from latentdiff.checkpoint.models import recorded_statistics
 from latentdiff.config.errors import InputError
 from latentdiff.config.faults import did_you_mean
 from latentdiff.config.instantiate import build
@@ -32,10 +35,11 @@ DEFINING = ("task", "autoencoder", "reconstruction", "adversarial", "optim", "ma
 
 @dataclass(frozen=True)
 class Named:
-    """A checkpoint that exists."""
+    """A checkpoint that exists, or another program's autoencoder with the ``statistics`` to use it with."""
 
     path: Path
     latent: dict[str, int]
+    statistics: Statistics | None = None
 
     def locate(self, data_fingerprint: str) -> Path:
         return self.path
@@ -50,6 +54,8 @@ class Automatic:
     overrides: list[str]
     folder: Path
     latent: dict[str, int]
+    statistics: None = None
+    """They are in the checkpoint."""
 
     def locate(self, data_fingerprint: str) -> Path:
         """The stage-one checkpoint, trained first where there is none. Raises InputError where it is refused."""
@@ -73,6 +79,13 @@ def planned(cfg: DictConfig, resumed: Path | None) -> Named | Automatic:
     if resumed is not None:
         before = store.read_manifest(resumed, expect_kind="diffusion").first_stage
         choice = before["path"] if choice == "auto" else choice
+    if choice != "auto" and foreign.recognises(choice):
+        return _foreign(cfg, Path(choice), resumed, before)
+    if given := [name for name in ("scale", "shift") if cfg.first_stage.get(name) is not None]:
+        raise InputError(
+            f"first_stage.{given[0]}: it is for autoencoders of other programs; a first stage that was trained here "
+            "carries the statistics of its latents. Leave it null, or name such a file with first_stage.checkpoint=PATH"
+        )
     if choice == "auto":
         return _automatic(cfg)
     try:
@@ -81,12 +94,39 @@ def planned(cfg: DictConfig, resumed: Path | None) -> Named | Automatic:
         store.verify(path)
     except InputError as error:
         raise InputError(f"first_stage.checkpoint: {error}") from error
-    if before is not None and manifest.digest != before["hash"]:
+    _refuse_another(path, manifest.digest, resumed, before)
+    return Named(path, manifest.latent)
+
+
+def _foreign(cfg: DictConfig, path: Path, resumed: Path | None, before: dict | None) -> Named:
+    """Read here as a whole: a file that does not fit is refused before any work."""
+    recorded = None if before is None else recorded_statistics(before)
+    scale, shift = cfg.first_stage.get("scale"), cfg.first_stage.get("shift")
+    try:
+        found = foreign.read(path)
+        found.autoencoder()
+        digest = foreign.digest(path)
+    except InputError as error:
+        raise InputError(f"first_stage.checkpoint: {error}") from error
+    _refuse_another(path, digest, resumed, before)
+    if recorded is not None and scale is None and shift is None:
+        return Named(path, found.architecture.latent, recorded)
+    statistics = found.chosen_statistics(scale=scale, shift=shift)
+    if recorded is not None and not statistics.is_near(recorded):
+        raise InputError(
+            f"first_stage.scale and first_stage.shift: '{resumed}' was trained on latents of mean {recorded.mean} and "
+            f"standard deviation {recorded.std}, these say {statistics.mean} and {statistics.std}; leave them out to "
+            "go on, or start in a new run_dir"
+        )
+    return Named(path, found.architecture.latent, statistics)
+
+
+def _refuse_another(path: Path, digest: str, resumed: Path | None, before: dict | None) -> None:
+    if before is not None and digest != before["hash"]:
         raise InputError(
             f"first_stage.checkpoint: '{resumed}' was trained on the first stage {before['hash'][:12]}, '{path}' is "
-            f"{manifest.digest[:12]}; name the right one, or start in a new run_dir"
+            f"{digest[:12]}; name the right one, or start in a new run_dir"
         )
-    return Named(path, manifest.latent)
 
 
 def latent_shape(autoencoder: DictConfig) -> dict[str, int]:

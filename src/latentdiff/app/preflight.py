@@ -40,7 +40,13 @@ def check_latents(cfg: DictConfig, latent: dict[str, int]) -> None:
     if cfg.first_stage is not None:
         cfg.latent.channels, cfg.latent.factor = latent["channels"], latent["factor"]
         with torch.device("meta"):
-            below = getattr(build(cfg.backbone), "factor", 1)
+            backbone = build(cfg.backbone)
+        below, reads = getattr(backbone, "factor", 1), getattr(backbone, "in_channels", latent["channels"])
+        if reads < latent["channels"]:
+            raise InputError(
+                f"backbone.in_channels: the backbone reads {reads} channels, the first stage's latents have "
+                f"{latent['channels']}; leave it at ${{latent.channels}}, or name another first stage"
+            )
         factor, by = factor * below, f"{factor} (the autoencoder's factor) x {below} (the backbone's)"
     size = cfg.data.size
     if size % factor:

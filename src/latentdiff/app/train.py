@@ -15,7 +15,7 @@ from latentdiff.app import first_stage as stage_one
 from latentdiff.app import preflight
 from latentdiff.app import run_dir as runs
 from latentdiff.checkpoint import store
-from latentdiff.checkpoint.models import load_codec
+from latentdiff.checkpoint.models import first_stage_record, load_codec
 from latentdiff.config.instantiate import build
 from latentdiff.data.datamodule import DataModule
 from latentdiff.training.callbacks.checkpoints import Stopped
@@ -47,8 +47,8 @@ def run(cfg: DictConfig) -> None:
     parts = {}
     if first is not None:
         path = first.locate(data.fingerprint())
-        files.first_stage = {"path": str(path.resolve()), "hash": store.digest(path)}
-        parts["codec"] = load_codec(path)
+        files.first_stage = first_stage_record(path, first.statistics)
+        parts["codec"] = load_codec(path, statistics=first.statistics)
     torch.manual_seed(cfg.seed)
     module = build(cfg.task, inject=parts)
     if trainer.is_global_zero:

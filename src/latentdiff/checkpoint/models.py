@@ -1,4 +1,7 @@
-"""Models from checkpoints: built from the configuration inside, with the averaged weights, frozen."""
+"""Models from checkpoints: built from the configuration inside, with the averaged weights, frozen.
+
+A first stage may also be an autoencoder that another program wrote, see ``foreign``.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,8 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from latentdiff.checkpoint import store
+from latentdiff.checkpoint.foreign import reading as foreign
+from latentdiff.checkpoint.foreign.statistics import Statistics
 from latentdiff.config.errors import InputError
 from latentdiff.config.instantiate import build, load_config
 from latentdiff.diffusion.denoiser import Denoiser
@@ -29,15 +34,39 @@ class DiffusionModel:
     path: Path
 
 
-def load_codec(path: str | Path) -> LatentCodec:
-    """The codec of a stage-one checkpoint, with its latent statistics; InputError where it is not one."""
+def load_codec(path: str | Path, *, statistics: Statistics | None = None) -> LatentCodec:
+    """The codec of a stage-one checkpoint of ours, or of an autoencoder that another program wrote.
+
+    A checkpoint of ours carries its latent statistics. ``statistics`` are for others: they take the place of the
+    file's own, and are needed where it has none. Raises InputError where ``path`` is no first stage, or a damaged one.
+    """
+    if foreign.recognises(path):
+        found = foreign.read(path)
+        known = statistics or found.chosen_statistics()
+        return LatentCodec(autoencoder=found.autoencoder(), mean=known.mean, std=known.std)
     path = store.resolve(path, prefer=("last", "best"))
     store.read_manifest(path, expect_kind="autoencoder")
     store.verify(path)
     autoencoder = build(load_config(path / store.CONFIG).autoencoder)
     _load(autoencoder, store.load_weights(path, "ema"), EMA_PREFIX, path)
-    statistics = store.load_weights(path, "model")
-    return LatentCodec(autoencoder=autoencoder, mean=statistics["latent_mean"], std=statistics["latent_std"])
+    own = store.load_weights(path, "model")
+    return LatentCodec(autoencoder=autoencoder, mean=own["latent_mean"], std=own["latent_std"])
+
+
+def first_stage_record(path: str | Path, statistics: Statistics | None = None) -> dict:
+    """What a stage-two checkpoint keeps of its first stage: path and identity of the weights, and of a foreign one the
+    statistics it was used with."""
+    where, digest = _identified(Path(path))
+    record: dict = {"path": str(where.resolve()), "hash": digest}
+    if foreign.recognises(where):
+        known = statistics or foreign.read(where).chosen_statistics()
+        record |= {"mean": list(known.mean), "std": list(known.std)}
+    return record
+
+
+def recorded_statistics(record: dict) -> Statistics | None:
+    """The statistics in a ``first_stage_record``; None for a first stage of ours, which carries its own."""
+    return Statistics(tuple(record["mean"]), tuple(record["std"])) if "mean" in record else None
 
 
 def load_diffusion(path: str | Path, *, first_stage: str | None = None) -> DiffusionModel:
@@ -55,8 +84,8 @@ def load_diffusion(path: str | Path, *, first_stage: str | None = None) -> Diffu
         raise InputError(
             f"the first stage of '{path}' is not at '{where}'; name its present place with first_stage.checkpoint=PATH"
         )
-    where = store.resolve(where, prefer=("last", "best"))
-    if (digest := store.digest(where)) != manifest.first_stage["hash"]:
+    where, digest = _identified(where)
+    if digest != manifest.first_stage["hash"]:
         raise InputError(
             f"'{path}' was trained on the first stage {manifest.first_stage['hash'][:12]}, '{where}' is {digest[:12]}; "
             "name the right one with first_stage.checkpoint=PATH"
@@ -67,11 +96,19 @@ def load_diffusion(path: str | Path, *, first_stage: str | None = None) -> Diffu
     return DiffusionModel(
         denoiser=model["denoiser"],
         conditioner=model["conditioner"],
-        codec=load_codec(where),
+        codec=load_codec(where, statistics=recorded_statistics(manifest.first_stage)),
         config=config,
         manifest=manifest,
         path=path,
     )
+
+
+def _identified(path: Path) -> tuple[Path, str]:
+    """A first stage's place in full, and its identity."""
+    if foreign.recognises(path):
+        return path, foreign.digest(path)
+    path = store.resolve(path, prefer=("last", "best"))
+    return path, store.digest(path)
 
 
 def _load(module: nn.Module, weights: dict[str, Tensor], prefix: str, path: Path) -> None:

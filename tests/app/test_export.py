@@ -1,0 +1,139 @@
+"""``latentdiff export`` on a stage-one checkpoint with random weights; what it writes is read back."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from latentdiff.app import cli
+from latentdiff.checkpoint import store
+from latentdiff.checkpoint.models import load_codec
+from latentdiff.config.instantiate import build
+from latentdiff.training.ema import Ema
+
+AUTOENCODER = {
+    "_target_": "latentdiff.models.autoencoder.autoencoder.Autoencoder",
+    "bottleneck": {"_target_": "latentdiff.models.autoencoder.bottlenecks.kl.KL"},
+    "channels": 32,
+    "channel_multipliers": [1, 2],
+    "num_res_blocks": 1,
+    "latent_channels": 3,
+}
+MEAN, STD = [0.1, -0.2, 0.0], [0.5, 2.0, 1.0 / 3.0]
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path):
+    """``checkpoint(**changes)``: a run directory whose averaged weights differ from the last ones."""
+
+    def make(mean=MEAN, std=STD, **changes) -> Path:
+        node = AUTOENCODER | changes
+        model = build(node)
+        ema = Ema(build(node), decay=0.9)
+        weights = {f"autoencoder.{name}": value for name, value in model.state_dict().items()}
+        store.save(
+            tmp_path / "run/checkpoints/last",
+            kind="autoencoder",
+            model=weights | {"latent_mean": torch.tensor(mean), "latent_std": torch.tensor(std)},
+            ema={f"ema.{name}": value for name, value in ema.state_dict().items()},
+            config=yaml.safe_dump({"autoencoder": node, "data": {"size": 48}}),
+            counters={"batches_seen": 1, "images_seen": 2},
+        )
+        return tmp_path / "run"
+
+    return make
+
+
+def run(*arguments: object) -> int:
+    return cli.main(["export", *map(str, arguments)])
+
+
+def equal(a: Path, b: Path) -> bool:
+    """Whether two first stages have the same weights and statistics, to the bit."""
+    first, second = load_codec(a).state_dict(), load_codec(b).state_dict()
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_folder_of_diffusers(checkpoint, tmp_path: Path, capsys) -> None:
+    run_dir, dest = checkpoint(), tmp_path / "new/vae"
+    assert run(run_dir, dest, "format=diffusers") == 0
+    out = capsys.readouterr().out
+    assert f"first stage written: {dest}" in out
+    assert "note: the latents' statistics differ between channels" in out
+    assert equal(run_dir, dest)
+    assert json.loads((dest / "config.json").read_text())["sample_size"] == 48
+
+
+def test_one_factor_needs_no_note(checkpoint, tmp_path: Path, capsys) -> None:
+    run_dir, dest = checkpoint(mean=[0.5] * 3, std=[4.0] * 3), tmp_path / "vae"
+    assert run(run_dir, dest, "format=diffusers") == 0
+    assert "note:" not in capsys.readouterr().out
+    config = json.loads((dest / "config.json").read_text())
+    assert (config["scaling_factor"], config["shift_factor"]) == (0.25, 0.5)
+    assert "latents_std" not in config
+
+
+@pytest.mark.parametrize("option", [[], ["--single-file"]])
+def test_a_file_of_ldm(checkpoint, tmp_path: Path, option: list[str]) -> None:
+    run_dir, dest = checkpoint(), tmp_path / "ae.safetensors"
+    assert run(run_dir, dest, "format=ldm", *option) == 0
+    assert equal(run_dir, dest)
+
+
+def test_one_foreign_format_becomes_the_other(checkpoint, tmp_path: Path, capsys) -> None:
+    torch.save({"state_dict": build(AUTOENCODER).state_dict()}, tmp_path / "model.ckpt")
+    assert run(tmp_path / "model.ckpt", tmp_path / "vae", "format=diffusers") == 2
+    assert "--scale NUMBER" in capsys.readouterr().err
+    assert run(tmp_path / "model.ckpt", tmp_path / "vae", "format=diffusers", "--scale", 0.125, "--shift", 0.5) == 0
+    config = json.loads((tmp_path / "vae/config.json").read_text())
+    assert (config["scaling_factor"], config["shift_factor"]) == (0.125, 0.5)
+    assert run(tmp_path / "vae", tmp_path / "back.safetensors", "format=ldm") == 0
+    assert equal(tmp_path / "vae", tmp_path / "back.safetensors")
+
+
+def test_faults_are_told_and_nothing_is_written(checkpoint, tmp_path: Path, capsys) -> None:
+    run_dir, dest = checkpoint(patch=2), tmp_path / "dest"
+    (tmp_path / "file").write_text("mine")
+    cases = {
+        "folds 2x2 pixels": (run_dir, dest, "format=diffusers"),
+        "no checkpoint found": (tmp_path / "nothing", dest, "format=diffusers"),
+        "stands already and is not overwritten": (run_dir, tmp_path / "file", "format=ldm"),
+        "--single-file is for format=ldm": (run_dir, dest, "format=diffusers", "--single-file"),
+        "carries its statistics": (run_dir, dest, "format=diffusers", "--scale", 1),
+        "a file of no known kind": (tmp_path / "file", dest, "format=diffusers"),
+    }
+    before = sorted(tmp_path.rglob("*"))
+    for message, arguments in cases.items():
+        assert run(*arguments) == 2
+        assert message in capsys.readouterr().err
+    assert sorted(tmp_path.rglob("*")) == before
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_place_that_cannot_be_written(checkpoint, tmp_path: Path, capsys) -> None:
+    (tmp_path / "file").write_text("mine")
+    assert run(checkpoint(), tmp_path / "file/vae", "format=diffusers") == 2
+    assert f"'{tmp_path}/file/vae' cannot be written" in capsys.readouterr().err
+
+
+def test_a_checkpoint_of_stage_two_is_refused(tmp_path: Path, capsys) -> None:
+    store.save(
+        tmp_path / "ldm",
+        kind="diffusion",
+        model={"x": torch.zeros(1)},
+        config="{}",
+        counters={"batches_seen": 1, "images_seen": 2},
+    )
+    assert run(tmp_path / "ldm", tmp_path / "vae", "format=diffusers") == 2
+    assert "kind diffusion" in capsys.readouterr().err
+
+
+def test_the_format_has_to_be_one_of_two(checkpoint, tmp_path: Path, capsys) -> None:
+    with pytest.raises(SystemExit) as stop:
+        run(checkpoint(), tmp_path / "vae", "format=onnx")
+    assert stop.value.code == 2
+    assert "format=diffusers" in capsys.readouterr().err
