@@ -101,7 +101,9 @@ class GradientPyramid(nn.Module):
                 f"GradientPyramid: {self.levels} levels need images of at least {2**self.levels} pixels, "
                 f"got {tuple(a.shape[-2:])}; use fewer levels"
             )
-        error = at_least_float32(a) - at_least_float32(b)  # differences and pooling are linear: one pyramid serves both images
+        error = at_least_float32(a) - at_least_float32(
+            b
+        )  # differences and pooling are linear: one pyramid serves both images
         distance = error.new_zeros(a.shape[0])
         for level in range(self.levels):
             error = F.avg_pool2d(error, 2) if level > 0 else error
