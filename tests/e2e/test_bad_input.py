@@ -31,6 +31,10 @@ STAGE_ONE: dict[str, tuple[Overrides, str]] = {
         "optim.optimizer: torch.optim.AdamW refuses lr='fast'",
     ),
     "negative learning rate": (lambda p: ["optim.lr=-1"], "Muon: expected lr >= 0.* got lr=-1"),
+    "Muon for the discriminator": (
+        lambda p: ["adversarial=patch", "adversarial.discriminator.channels=8"],
+        "adversarial.optimizer: expected another optimiser than Muon",
+    ),
     "no batches": (lambda p: ["max_batches=0"], "max_batches: expected a whole number of at least 1, got 0"),
     "negative batch": (lambda p: ["global_batch=-8"], "global_batch: expected a whole number of at least 1, got -8"),
     "no size": (lambda p: ["data.size=0"], "data.size: expected a whole number of at least 1, got 0"),

@@ -8,9 +8,9 @@ from latentdiff.config.errors import InputError
 from latentdiff.losses.adversarial import ADAPTIVE_LIMIT
 from latentdiff.training.adversary_watch import BALANCED, COLLAPSED, TAKEN_OVER, AdversaryWatch
 
-FAIR = {"accuracy": 0.7, "real": 0.3, "fake": -0.3, "weight": 1.0}
-GUESS = {"accuracy": 0.5, "real": 0.2, "fake": 0.2, "weight": 1.0}
-SURE = {"accuracy": 0.99, "real": 3.0, "fake": -3.0, "weight": 1.0}
+FAIR = {"accuracy": 0.7, "real": 0.3, "fake": -0.3, "weight": 1.0, "limit": ADAPTIVE_LIMIT}
+GUESS = FAIR | {"accuracy": 0.5, "real": 0.2, "fake": 0.2}
+SURE = FAIR | {"accuracy": 0.99, "real": 3.0, "fake": -3.0}
 
 
 def run(watch, *windows):

@@ -7,6 +7,8 @@ import torch
 
 from latentdiff.diffusion.noise import Draws
 from latentdiff.losses.adversarial import Hinge, NonSaturating, Vanilla
+from latentdiff.models.autoencoder.bottlenecks.fsq import FSQ
+from latentdiff.models.autoencoder.bottlenecks.kl import KL
 
 
 def close(a, b, rtol=1e-4):
@@ -253,3 +255,11 @@ def test_validation_is_the_mean_over_images_for_the_averaged_weights(autoencoder
     assert values["val/psnr"] == pytest.approx((-10 * error.log10()).mean().item(), rel=1e-5)
     assert values["val/kl"] == pytest.approx(kl.mean().item(), rel=1e-5)
     assert validate(module, val) == values
+
+
+@pytest.mark.parametrize(("bottleneck", "weight", "elements"), [(KL(), 1e-6, 1), (FSQ(levels=[4, 4]), 1.0, 3 * 8 * 8)])
+def test_weight_and_limit_follow_the_reduction(tiny, autoencoder_module, bottleneck, weight, elements):
+    """VQGAN's clamp of the adaptive weight stands beside a mean over elements, ours beside their sum."""
+    module = autoencoder_module(autoencoder=tiny(bottleneck), bottleneck_weight=None)
+    assert module.game.bottleneck_weight == weight
+    assert module.game.adaptive_limit(3 * 8 * 8) == 1e4 * elements

@@ -87,6 +87,20 @@ def test_goes_on_from_its_state():
         assert torch.equal(a, b)
 
 
+def test_state_that_was_loaded_to_another_device_follows_the_parameters():
+    """Loading leaves AdamW's step where it was saved from, unless the saved group says that it is fused."""
+    weight = nn.Parameter(torch.ones(3, device="meta"))
+    optimizer = Muon([("weight", weight)])
+    optimizer.state[weight] = {
+        "step": torch.ones(()),
+        "exp_avg": torch.zeros(3, device="meta"),
+        "exp_avg_sq": torch.zeros(3, device="meta"),
+    }
+    weight.grad = torch.ones(3, device="meta")
+    optimizer.step()
+    assert optimizer.state[weight]["step"].device.type == "meta"
+
+
 def test_parameters_without_gradient_stay():
     module = network()
     optimizer = Muon(module.named_parameters())

@@ -59,6 +59,12 @@ def check_optimizers(cfg: DictConfig) -> None:
     for key in ("optim.optimizer", "adversarial.optimizer"):
         node = OmegaConf.select(cfg, key)
         if node is not None:
+            if key == "adversarial.optimizer" and node._target_.endswith(".Muon") and cfg.adversarial.discriminator:
+                raise InputError(
+                    "adversarial.optimizer: expected another optimiser than Muon, with which the discriminator tells "
+                    "every image apart within 100 batches; choose optim=adamw, adversarial=patch_tiny, or name one: "
+                    "adversarial.optimizer._target_=torch.optim.AdamW"
+                )
             try:
                 build(node)([("weight", torch.nn.Parameter(torch.zeros(1)))])
             except (ValueError, TypeError, RuntimeError) as error:

@@ -11,6 +11,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
+from latentdiff.config.errors import InputError
 from latentdiff.nn.precision import at_least_float32
 
 ADAPTIVE_LIMIT = 1e4
@@ -107,6 +108,11 @@ class AdversarialSchedule:
     """
 
     def __init__(self, *, weight: float = 0.5, start: int = 50_000, warmup: int = 0, ramp: int = 0):
+        if min(weight, start, warmup, ramp) < 0:
+            raise InputError(
+                "AdversarialSchedule: expected weight, start, warmup and ramp of at least 0; "
+                f"got weight={weight}, start={start}, warmup={warmup}, ramp={ramp}"
+            )
         self.weight, self.start, self.warmup, self.ramp = weight, start, warmup, ramp
 
     def discriminator_trains(self, batch: int) -> bool:

@@ -11,6 +11,7 @@ from torch.func import functional_call
 
 from latentdiff.diffusion.noise import Draws, stable_hash
 from latentdiff.losses.adversarial import (
+    ADAPTIVE_LIMIT,
     AdversarialLoss,
     AdversarialSchedule,
     accuracy,
@@ -82,6 +83,10 @@ class AdversarialGame:
         """Weight of the adversary in batch ``number``, before the adaptive one."""
         return 0.0 if self.discriminator is None else self.schedule.generator_weight(number)
 
+    def adaptive_limit(self, elements: int) -> float:
+        """1e4 beside a likelihood that is reduced as in the papers: a sum over elements with KL, a mean with VQ."""
+        return ADAPTIVE_LIMIT * (elements if self.autoencoder.bottleneck.reduction == "mean" else 1)
+
     def play(self, batch: Batch, number: int, tally: Tally, backward: Backward, micro_batch: int | None) -> None:
         """Calls ``backward`` once per micro-batch, so that the gradients are those of the mean loss over ``batch``.
 
@@ -98,7 +103,7 @@ class AdversarialGame:
             boundary = ahead[i - 1] if ahead and i else self._boundary(image, fake, share, bool(heard))
             if heard and i == 0:
                 sums = sum(b.at_last for b in (boundary, *ahead))
-                weight = adaptive_weight(sums[0], sums[1])
+                weight = adaptive_weight(sums[0], sums[1], limit=self.adaptive_limit(image[0].numel()))
                 tally.note("adaptive_weight", weight)
             terms = boundary.terms
             loss = self._through_autoencoder(fake, boundary, None if weight is None else heard * weight)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from latentdiff.config.errors import InputError
-from latentdiff.losses.adversarial import ADAPTIVE_LIMIT
 from latentdiff.losses.memory import Memory
 
 BALANCED, COLLAPSED, TAKEN_OVER = 0.0, -1.0, 1.0
@@ -37,8 +36,9 @@ class AdversaryWatch(Memory):
     def state(self) -> float:
         return self.values["state"]
 
-    def observe(self, *, accuracy: float, real: float, fake: float, weight: float | None) -> str | None:
-        """Takes in a batch's means over all ranks: accuracy, logits, and the adaptive weight if it was heard.
+    def observe(self, *, accuracy: float, real: float, fake: float, weight: float | None, limit: float) -> str | None:
+        """Takes in a batch's means over all ranks: accuracy, logits, and the adaptive weight, if it was
+        heard, with its limit.
 
         Returns what to tell the user when the state has changed at the end of a window, else None.
         """
@@ -50,7 +50,7 @@ class AdversaryWatch(Memory):
             "fake": fake,
             "fake_squared": fake**2,
             "heard": float(weight is not None),
-            "at_limit": float(weight is not None and weight >= 0.99 * ADAPTIVE_LIMIT),
+            "at_limit": float(weight is not None and weight >= 0.99 * limit),
             "at_zero": float(weight == 0.0),
         }
         sums = {name: self.values[name] + new[name] for name in _SUMS}

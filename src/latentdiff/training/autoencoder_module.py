@@ -32,6 +32,9 @@ _log = logging.getLogger(__name__)
 
 HINGE = Hinge()
 
+WEIGHTS = {"sum": 1e-6, "mean": 1.0}
+"""Weight of a bottleneck's penalty by its reduction: LDM's of KL, VQGAN's of VQ."""
+
 
 class AutoencoderModule(pl.LightningModule):
     """Trains ``autoencoder`` on reconstruction + perceptual + patch-adversarial + latent loss (arXiv:2112.10752).
@@ -50,11 +53,12 @@ class AutoencoderModule(pl.LightningModule):
         adversarial_loss: what both players minimise.
         r1: gradient penalty of the discriminator, or None.
         lecam: regulariser of the discriminator's logits, or None.
-        bottleneck_weight: weight of the bottleneck's penalty: 1e-6 for KL, which is summed over latent elements (LDM);
-            1 for VQ, a mean over them that is multiplied by the image's elements (see ``Bottleneck.reduction``).
+        bottleneck_weight: weight of the bottleneck's penalty, None for the published one: 1e-6 for KL, which is summed
+            over latent elements; 1 for VQ, a mean over them times the image's elements (see ``Bottleneck.reduction``).
         ema_decay: decay of the averaged weights.
         gradient_clip: largest gradient norm of the autoencoder, over all micro-batches.
-        micro_batch: samples per forward pass and device, None for all; the update is the same.
+        micro_batch: samples per forward pass and device, None for all; the update is the same, up to
+            the masks of dropout.
         alarm_window: batches after which the state of the adversarial game is judged.
         statistics_images: training images over which the latents' mean and standard deviation are taken.
         seed: of every random draw.
@@ -75,7 +79,7 @@ class AutoencoderModule(pl.LightningModule):
         adversarial_loss: AdversarialLoss = HINGE,
         r1: R1 | None = None,
         lecam: LeCam | None = None,
-        bottleneck_weight: float = 1e-6,
+        bottleneck_weight: float | None = None,
         ema_decay: float = 0.999,
         gradient_clip: float = 1.0,
         micro_batch: int | None = None,
@@ -98,7 +102,9 @@ class AutoencoderModule(pl.LightningModule):
             loss=adversarial_loss,
             r1=r1,
             lecam=lecam,
-            bottleneck_weight=bottleneck_weight,
+            bottleneck_weight=WEIGHTS[autoencoder.bottleneck.reduction]
+            if bottleneck_weight is None
+            else bottleneck_weight,
             seed=seed,
         )
         self.optimizer, self.discriminator_optimizer, self.schedule = optimizer, discriminator_optimizer, schedule
@@ -138,7 +144,7 @@ class AutoencoderModule(pl.LightningModule):
         logs |= self.autoencoder.bottleneck.after_batch(draws)
         self.ema.update(self.autoencoder)
         self.counters.advance(batch)
-        logs |= {"lr": trained[0].param_groups[0]["lr"], **self._watch_adversary(number, logs)}
+        logs |= {"lr": trained[0].param_groups[0]["lr"], **self._watch_adversary(number, logs, batch.image[0].numel())}
         self.log("train/nll", logs.pop("nll"), prog_bar=True, logger=False, batch_size=len(batch))
         self.log_dict({f"train/{k}": v for k, v in logs.items()}, logger=False, batch_size=len(batch))
 
@@ -152,14 +158,16 @@ class AutoencoderModule(pl.LightningModule):
         with gradient_sync(self, last):
             self.manual_backward(loss)
 
-    def _watch_adversary(self, number: int, logs: dict) -> dict[str, float]:
+    def _watch_adversary(self, number: int, logs: dict, elements: int) -> dict[str, float]:
         """Takes the batch's values to where they are remembered; what is known of the game now."""
         if not self.game.discriminator_trains(number):
             return {}
         real, fake, weight = logs["logits_real"], logs["logits_fake"], logs.get("adaptive_weight")
         if self.lecam is not None:
             self.lecam.update(real, fake)
-        news = self.watch.observe(accuracy=logs["discriminator_accuracy"], real=real, fake=fake, weight=weight)
+        limit = self.game.adaptive_limit(elements)
+        accuracy = logs["discriminator_accuracy"]
+        news = self.watch.observe(accuracy=accuracy, real=real, fake=fake, weight=weight, limit=limit)
         if news and self.trainer.is_global_zero:
             _log.warning("batch %d: %s", self.counters.batches_seen, news)
         heard = {} if weight is None else {"adversarial_weight": self.game.heard(number) * weight}

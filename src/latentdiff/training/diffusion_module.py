@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from latentdiff.diffusion.denoiser import Denoiser
 from latentdiff.diffusion.loss import DiffusionLoss
-from latentdiff.diffusion.noise import Draws
+from latentdiff.diffusion.noise import Draws, stable_hash
 from latentdiff.models.autoencoder.codec import LatentCodec
 from latentdiff.training.counters import Counters, continue_run
 from latentdiff.training.ema import Ema
@@ -35,7 +35,8 @@ class DiffusionModule(pl.LightningModule):
         schedule: batch number -> learning-rate factor.
         ema_decay: decay of the averaged weights.
         gradient_clip: largest gradient norm, over all micro-batches.
-        micro_batch: samples per forward pass and device, None for all; the update is the same.
+        micro_batch: samples per forward pass and device, None for all; the update is the same, up to
+            the masks of dropout.
         seed: of every random draw.
     """
 
@@ -95,6 +96,7 @@ class DiffusionModule(pl.LightningModule):
 
     def _losses(self, batch: Batch, number: int) -> Tensor:
         """(B,)"""
+        torch.manual_seed(stable_hash(self.seed, number, "dropout", batch.start))
         draws = Draws.of(batch, seed=self.seed, number=number, device=self.device)
         x0 = self._encode(batch, draws)
         cond = self.model["conditioner"](batch, self.codec, draws)

@@ -15,7 +15,7 @@ from latentdiff.config.errors import InputError
 from latentdiff.nn.precision import computes_in_bf16
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
-"""Coefficients of the quintic iteration: singular values in (0, 1] end in about [0.7, 1.2] after five rounds."""
+"""Coefficients of the quintic iteration: singular values of 0.002 to 1 end in about [0.7, 1.2] after five rounds."""
 
 MATCHED_RMS = 0.2
 """Root mean square of an update's elements, about AdamW's: one learning rate serves both (arXiv:2502.16982, eq. 4)."""
@@ -104,6 +104,7 @@ class Muon(Optimizer):
                     "exp_avg": torch.zeros_like(p),
                     "exp_avg_sq": torch.zeros_like(p),
                 }
+            self.state[p]["step"] = self.state[p]["step"].to(p.device)  # loading a state leaves it on the CPU
         adamw(
             params,
             [p.grad for p in params],

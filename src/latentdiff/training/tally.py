@@ -17,8 +17,9 @@ KEYS_SHOWN = 8
 class Tally:
     """Terms of the loss sample by sample, and scalars beside them.
 
-    ``settle`` is the only point of a batch where the host waits for the device. It stands between backward pass and
-    update: a flag fetched later would be cheaper by a few launches and would come after the damage.
+    ``settle`` is the only point of a batch where the host waits for the device (restarts of a codebook wait once more).
+    It stands between backward pass and update: a flag fetched later would be cheaper by a few launches and would come
+    after the damage.
     """
 
     def __init__(self) -> None:
