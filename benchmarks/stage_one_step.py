@@ -5,7 +5,8 @@
 Everything runs in one process, the contestants taking turns; each ratio is the median over the rounds of
 (their time / our time) in process CPU time. Beside it stands a null control, the same code against itself: differences
 of its size are noise. Peak memory is that of a process of its own over its imports (``--memory``). LPIPS has random
-weights: speed does not depend on them. ``--gpu`` measures kl_f8 at 256 px instead, in bfloat16, compiled.
+weights: speed does not depend on them. ``--gpu`` measures kl_f8 at 256 px instead, in bfloat16, compiled,
+one contestant after the other and without a control.
 """
 
 from __future__ import annotations
@@ -184,8 +185,8 @@ def ours_step() -> Callable[[], None]:
 
 
 def compvis_step() -> Callable[[], None]:
-    """LDM's order: for either optimiser a forward pass of the autoencoder; the adaptive weight by two autograd.grad;
-    the discriminator collects gradients in the generator's pass too, and loses them again."""
+    """LDM's order: for either optimiser a forward pass of the autoencoder and of LPIPS, with the other's parameters
+    switched off as Lightning toggles them; the adaptive weight by two autograd.grad."""
     parts, image = Parts(), images()
     autoencoder, discriminator = parts.autoencoder, parts.discriminator
 
@@ -196,6 +197,8 @@ def compvis_step() -> Callable[[], None]:
         return reconstruction, kl
 
     def step() -> None:
+        autoencoder.requires_grad_(True)
+        discriminator.requires_grad_(False)
         reconstruction, kl = forward()
         nll = parts.reconstruction(reconstruction, image).mean()
         gan = -discriminator(reconstruction).mean()
@@ -207,7 +210,10 @@ def compvis_step() -> Callable[[], None]:
         (nll + KL_WEIGHT * kl + weight * gan).backward()
         parts.optimizers[0].step()
 
+        autoencoder.requires_grad_(False)
+        discriminator.requires_grad_(True)
         reconstruction, _ = forward()
+        parts.reconstruction(reconstruction, image)
         real, fake = discriminator(image), discriminator(reconstruction.detach())
         loss = 0.5 * (torch.relu(1 - real).mean() + torch.relu(1 + fake).mean())
         parts.optimizers[1].zero_grad()
@@ -224,7 +230,7 @@ def peak_in_process(name: str) -> float:
 
 def peak_of_step(name: str) -> float:
     """MiB over the imports, of three training passes."""
-    import diffusers  # noqa: F401  both contestants pay for the same imports
+    from diffusers import AutoencoderKL  # noqa: F401  both contestants pay for the same imports
 
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts afresh: a child begins with its parent's
     before = peak_kib()
@@ -255,6 +261,7 @@ def gpu() -> None:
         flops = counter.get_total_flops() / 4
         compiled = torch.compile(model.encode), torch.compile(model.decode)
         for batch in (8, 16, 32, 64):
+            torch._dynamo.reset()  # else the second size compiles for any
             speed = gpu_speed(gpu_pass(model, batch, *compiled), batch)
             mfu = speed * flops / 989e12
             print(

@@ -103,7 +103,7 @@ def test_faults_are_told_and_nothing_is_written(checkpoint, tmp_path: Path, caps
         "no checkpoint found": (tmp_path / "nothing", dest, "format=diffusers"),
         "stands already and is not overwritten": (run_dir, tmp_path / "file", "format=ldm"),
         "--single-file is for format=ldm": (run_dir, dest, "format=diffusers", "--single-file"),
-        "carries its statistics": (run_dir, dest, "format=diffusers", "--scale", 1),
+        "carries its own": (run_dir, dest, "format=diffusers", "--scale", 1),
         "a file of no known kind": (tmp_path / "file", dest, "format=diffusers"),
     }
     before = sorted(tmp_path.rglob("*"))
@@ -114,10 +114,11 @@ def test_faults_are_told_and_nothing_is_written(checkpoint, tmp_path: Path, caps
     assert (tmp_path / "file").read_text() == "mine"
 
 
-def test_a_place_that_cannot_be_written(checkpoint, tmp_path: Path, capsys) -> None:
+@pytest.mark.parametrize("form", ["diffusers", "ldm"])
+def test_a_place_that_cannot_be_written(checkpoint, tmp_path: Path, capsys, form: str) -> None:
     (tmp_path / "file").write_text("mine")
-    assert run(checkpoint(), tmp_path / "file/vae", "format=diffusers") == 2
-    assert f"'{tmp_path}/file/vae' cannot be written" in capsys.readouterr().err
+    assert run(checkpoint(), tmp_path / "file/vae.safetensors", f"format={form}") == 2
+    assert f"'{tmp_path}/file/vae.safetensors' cannot be written" in capsys.readouterr().err
 
 
 def test_a_checkpoint_of_stage_two_is_refused(tmp_path: Path, capsys) -> None:

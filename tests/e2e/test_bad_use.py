@@ -36,6 +36,11 @@ USE: dict[str, tuple[str, Overrides, str]] = {
         lambda p: [f"checkpoint={p.ldm}", "num_images=0"],
         "num_images.*at least 1; got 0",
     ),
+    "evaluate: one image": (
+        "evaluate",
+        lambda p: [f"checkpoint={p.ldm}", "num_images=1"],
+        "num_images: a Fréchet distance needs at least 2 images, got 1",
+    ),
     "evaluate: too many images": (
         "evaluate",
         lambda p: [f"checkpoint={p.ldm}", "num_images=17"],

@@ -61,3 +61,8 @@ def test_refusals():
         PatchPca(images=[], factor=4, components=4)
     with pytest.raises(InputError, match="of at least 1; got 4, 0"):
         PatchPca(images=[noise(1, 16)], factor=4, components=0)
+
+
+def test_sides_that_are_no_multiple_are_refused():
+    with pytest.raises(InputError, match="factor 4 needs sides that are multiples, got 6x8"):
+        PatchPca(images=[torch.zeros(1, 3, 6, 8, dtype=torch.uint8)], factor=4, components=2)

@@ -35,6 +35,7 @@ from latentdiff.types import Batch, Metric
 GRID_IMAGES, GRID_COLUMNS = 32, 8
 FLOOR_IMAGES = 1000
 """Training images that the patch PCA is fitted on; it has at most a few hundred components."""
+RESULTS_OF_STAGE_ONE = ("patch_pca", "latents")
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,7 @@ def run(cfg: DictConfig) -> None:
     if count > available:
         raise InputError(f"num_images: {count} are wanted, but there are {available} validation samples")
     metrics = _metrics(cfg, subject)
+    _check_request(count, data, metrics, subject)
     began = time.perf_counter()
     if subject.stage_one is not None:
         metrics = _with_standard(metrics, subject.stage_one, data)
@@ -186,6 +188,19 @@ def _check(sampler: DictConfig, guidance: DictConfig) -> None:
 
 def _data(cfg: DictConfig, config: DictConfig) -> DictConfig:
     return config.data if cfg.get("data") is None else cfg.data
+
+
+def _check_request(count: int, data: DataModule, metrics: dict[str, Metric], subject: Subject) -> None:
+    """Raises InputError for what the metrics would find out after the work."""
+    if count < 2 and any(isinstance(metric, FrechetDistance) for metric in metrics.values()):
+        raise InputError(f"num_images: a Fréchet distance needs at least 2 images, got {count}")
+    if subject.stage_one is None:
+        return
+    known = isinstance(metrics.get("reconstruction"), Fidelity | None)
+    if taken := [name for name in metrics if name in RESULTS_OF_STAGE_ONE or (name == "reconstruction" and not known)]:
+        raise InputError(f"metrics: '{taken[0]}' is the name of a result that every first stage has; choose another")
+    if data.image_size % (factor := subject.stage_one.codec.factor):
+        raise InputError(f"data.size: {data.image_size} is not divisible by the autoencoder's factor {factor}")
 
 
 def _metrics(cfg: DictConfig, subject: Subject) -> dict[str, Metric]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Literal
 
 from omegaconf import OmegaConf
+from safetensors import SafetensorError
 
 from latentdiff.checkpoint import store
 from latentdiff.checkpoint.foreign import diffusers, ldm
@@ -36,25 +38,26 @@ def export(
     Raises InputError where ``checkpoint`` is no first stage, the format cannot hold it, or ``dest`` stands already.
     """
     dest = Path(dest)
-    if dest.exists():
+    if os.path.lexists(dest):
         raise InputError(f"'{dest}' stands already and is not overwritten; name another place, or remove it")
     if single_file and form != "ldm":
         raise InputError("--single-file is for format=ldm: the names within Stable Diffusion's single files")
     statistics, size = None, None
     if foreign.recognises(checkpoint):
         statistics = foreign.read(checkpoint).chosen_statistics(scale=scale, shift=shift)
-    elif scale is not None or shift is not None:
-        raise InputError("--scale and --shift are for other programs' files; this checkpoint carries its statistics")
     else:
         size = _image_size(checkpoint)
+        if scale is not None or shift is not None:
+            raise InputError("--scale and --shift are for other programs' files; this checkpoint carries its own")
     codec = load_codec(checkpoint, statistics=statistics)
     statistics = statistics or Statistics(tuple(codec.mean.flatten().tolist()), tuple(codec.std.flatten().tolist()))
     try:
         if form == "ldm":
             return ldm.write(codec.autoencoder, statistics, dest, prefix=ldm.PREFIX if single_file else "")
         return diffusers.write(codec.autoencoder, statistics, dest, sample_size=size)
-    except OSError as error:
-        raise InputError(f"'{dest}' cannot be written ({error.strerror}); name another place") from error
+    except (OSError, SafetensorError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise InputError(f"'{dest}' cannot be written ({why}); name another place") from error
 
 
 def _image_size(checkpoint: str | Path) -> int | None:

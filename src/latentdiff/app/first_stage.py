@@ -33,6 +33,10 @@ DEFINING = ("task", "autoencoder", "reconstruction", "adversarial", "optim", "ma
 """Parts of its configuration that make a first stage what it is."""
 
 
+IMAGE_CHANNELS = 3
+"""Of the data: RGB."""
+
+
 @dataclass(frozen=True)
 class Named:
     """A checkpoint that exists, or another program's autoencoder with the ``statistics`` to use it with."""
@@ -108,6 +112,10 @@ def _foreign(cfg: DictConfig, path: Path, resumed: Path | None, before: dict | N
         digest = foreign.digest(path)
     except InputError as error:
         raise InputError(f"first_stage.checkpoint: {error}") from error
+    if (channels := found.architecture.image_channels) != IMAGE_CHANNELS:
+        raise InputError(
+            f"first_stage.checkpoint: '{path}' reads images of {channels} channels, the data has {IMAGE_CHANNELS}"
+        )
     _refuse_another(path, digest, resumed, before)
     if recorded is not None and scale is None and shift is None:
         return Named(path, found.architecture.latent, recorded)

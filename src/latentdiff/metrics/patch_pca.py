@@ -64,5 +64,10 @@ class PatchPca(Paired):
 
     def _patches(self, images: Tensor) -> Tensor:
         """uint8 (B, 3, H, W) -> float64 (B H W / factor^2, 3 factor^2), in [0, 1]."""
+        height, width = images.shape[-2:]
+        if height % self.factor or width % self.factor:
+            raise InputError(
+                f"a patch PCA of factor {self.factor} needs sides that are multiples, got {height}x{width}"
+            )
         x = F.pixel_unshuffle(images.double() / 255.0, self.factor)
         return x.permute(0, 2, 3, 1).flatten(0, 2)

@@ -193,6 +193,21 @@ def test_files_that_hold_no_autoencoder(ours, tmp_path):
         reading.read(tmp_path / "cut.ckpt")
 
 
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_pickle_with_changed_or_missing_bytes_is_one_clear_error(tmp_path, zipped):
+    """Whatever unpickling ends in; what still unpickles is no whole autoencoder."""
+    path = tmp_path / "damaged.ckpt"
+    torch.save({"encoder.conv_in.weight": torch.zeros(3)}, path, _use_new_zipfile_serialization=zipped)
+    whole = path.read_bytes()
+    for place in range(0, len(whole), 7):
+        changed = bytearray(whole)
+        changed[place] ^= 0xFF
+        for content in (bytes(changed), whole[:place]):
+            path.write_bytes(content)
+            with pytest.raises(InputError):
+                reading.read(path)
+
+
 def test_metadata_that_is_no_statistics(ours, tmp_path):
     model = ours()
     for text, message in (("3", "are no lists"), ("[1, 2]", "of 2 latent channels"), ('["a", 1, 1]', "unusable")):

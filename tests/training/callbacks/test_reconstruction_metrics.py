@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import pytest
 import pytorch_lightning as pl
 import torch
@@ -97,3 +99,9 @@ def test_ranks_parts_of_global_batches_are_placed(trainer):
 def test_one_image_is_too_few():
     with pytest.raises(InputError, match="at least 2, got 1"):
         ReconstructionMetrics(features=FEATURES, images=1)
+
+
+def test_a_set_of_one_image_is_refused_before_training():
+    one = SimpleNamespace(datamodule=SimpleNamespace(val_set=[0]))
+    with pytest.raises(InputError, match=r"data\.val: .* at least 2 images, there are 1"):
+        ReconstructionMetrics(features=FEATURES).on_fit_start(one, None)

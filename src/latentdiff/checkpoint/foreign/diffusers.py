@@ -80,6 +80,10 @@ def write(autoencoder: Autoencoder, statistics: Statistics, dest: Path, *, sampl
     with durable.new_directory(dest) as staged:
         (staged / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         save_file(tensors, staged / WEIGHTS[0], metadata={"format": "pt"})
+    if architecture.codebook is not None and ("latents_std" in config or "shift_factor" in config):
+        return [
+            f"diffusers' VQModel reads neither shift_factor nor latents_mean and latents_std, which are in {CONFIG}"
+        ]
     if "latents_std" not in config:
         return []
     return [

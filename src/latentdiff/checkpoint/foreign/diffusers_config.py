@@ -129,7 +129,7 @@ def _check_expressible(architecture: Architecture) -> None:
 def _load(path: Path) -> dict:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise InputError(f"'{path}' is no readable JSON ({error}); copy the folder again") from error
     kind = config.get("_class_name") if isinstance(config, dict) else None
     if kind not in OWN_DEFAULTS:
@@ -145,11 +145,15 @@ def _check(config: dict, path: Path) -> None:
         faults.append(("block_out_channels", "a list of widths"))
     elif _is_count(groups := config["norm_num_groups"]) and any(width % groups for width in widths):
         faults.append(("norm_num_groups", f"a divisor of the widths {widths}"))
-    elif not isinstance(down, list) or len(down) != len(widths) or not set(down) <= {_PLAIN[0], _ATTENTION[0]}:
+    elif (
+        not isinstance(down, list) or len(down) != len(widths) or any(k not in (_PLAIN[0], _ATTENTION[0]) for k in down)
+    ):
         faults.append(("down_block_types", f"{len(widths)} of {_PLAIN[0]} and {_ATTENTION[0]}"))
     elif up != [(_PLAIN[1], _ATTENTION[1])[kind == _ATTENTION[0]] for kind in reversed(down)]:
         faults.append(("up_block_types", f"the mirror image of down_block_types {down}"))
     faults += [(k, "a list") for k in ("latents_mean", "latents_std") if not isinstance(config[k], list | None)]
+    flags = [k for k in ("mid_block_add_attention", "use_quant_conv", "use_post_quant_conv") if k in config]
+    faults += [(k, "true or false") for k in flags if not isinstance(config[k], bool)]
     if config.get("vq_embed_dim") is not None and not _is_count(config["vq_embed_dim"]):
         faults.append(("vq_embed_dim", "a whole number of at least 1"))
     if config["act_fn"] not in ("silu", "swish"):

@@ -8,7 +8,14 @@ from pathlib import Path
 from safetensors.torch import save_file
 
 from latentdiff.checkpoint import durable
-from latentdiff.checkpoint.foreign.architecture import LDM_GROUPS, Foreign, infer, of_module, published_weights
+from latentdiff.checkpoint.foreign.architecture import (
+    LDM_GROUPS,
+    Architecture,
+    Foreign,
+    infer,
+    of_module,
+    published_weights,
+)
 from latentdiff.checkpoint.foreign.statistics import Statistics, checked
 from latentdiff.checkpoint.foreign.weights import SAFE, WeightsFile
 from latentdiff.config.errors import InputError
@@ -48,7 +55,8 @@ def read(file: WeightsFile) -> Foreign:
 def write(autoencoder: Autoencoder, statistics: Statistics, dest: Path, *, prefix: str = "") -> list[str]:
     """Writes the autoencoder to the file ``dest``; returns what the reader of the file should know.
 
-    The latent statistics go into the metadata. Raises InputError where LDM cannot build the autoencoder.
+    The latent statistics go into the metadata. Raises InputError where LDM's norms cannot be those of the autoencoder;
+    what else LDM has no option for is said.
     """
     if dest.suffix != SAFE:
         raise InputError(f"'{dest}': LDM's layout is written as a {SAFE} file; give it a name that ends so")
@@ -62,7 +70,7 @@ def write(autoencoder: Autoencoder, statistics: Statistics, dest: Path, *, prefi
     metadata = {"format": "pt", MEAN: json.dumps(statistics.mean), STD: json.dumps(statistics.std)}
     with durable.new_file(dest) as staged:
         save_file(tensors, staged, metadata=metadata)
-    return _notes(statistics)
+    return [*_notes(statistics), *_deviations(architecture)]
 
 
 def _statistics(file: WeightsFile, channels: int) -> Statistics | None:
@@ -88,3 +96,16 @@ def _notes(statistics: Statistics) -> list[str]:
         "LDM scales all latent channels by one factor and shifts none; the statistics per channel are in the file's "
         f"metadata ({MEAN}, {STD}), which LDM does not read"
     ]
+
+
+def _deviations(architecture: Architecture) -> list[str]:
+    """How LDM's own code differs from ``architecture``."""
+    notes = []
+    if not (architecture.quant_conv and architecture.post_quant_conv):
+        notes.append(
+            "LDM's code always has quant_conv and post_quant_conv, which this autoencoder has not both; the file is "
+            "for programs that can do without (the layout of SD3 and FLUX)"
+        )
+    if not architecture.mid_attention:
+        notes.append("LDM builds this autoencoder with attn_type: none alone, as it has no attention in the middle")
+    return notes

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 from latentdiff.config.errors import InputError
 
+LARGEST = 1e38
+"""What float32 holds, rounded down."""
 KNOWN = "0.18215 for Stable Diffusion 1 and 2, 0.13025 for SDXL, 1.5305 with the shift 0.0609 for SD 3"
 
 
@@ -68,6 +70,7 @@ def checked(mean: Sequence[float], std: Sequence[float], channels: int, path: ob
 
 
 def _is_number(value: object, *, positive: bool) -> bool:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    """A number that float32 can hold; a positive one also with its inverse."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < LARGEST:
         return False
-    return value > 0 or not positive
+    return value > 1 / LARGEST or not positive

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import mmap
 import pickle
 import re
+import struct
 import zipfile
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -27,6 +27,23 @@ in for them, so that nothing of theirs is imported or called."""
 
 class _StandIn:
     """Takes the place of a class that a pickle only names."""
+
+
+DAMAGED = (
+    RuntimeError,
+    EOFError,
+    OSError,
+    ValueError,
+    KeyError,
+    IndexError,
+    AttributeError,
+    TypeError,
+    AssertionError,
+    OverflowError,
+    struct.error,
+    zipfile.BadZipFile,
+)
+"""What unpickling has been seen to end in where bytes are missing or changed."""
 
 
 @dataclass(frozen=True)
@@ -57,9 +74,12 @@ def open_weights(path: Path) -> WeightsFile:
 
 
 def sha256(path: Path) -> str:
-    """Of a file that is not empty, hexadecimal."""
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        return hashlib.sha256(content).hexdigest()
+    """Hexadecimal."""
+    hasher = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            hasher.update(block)
+    return hasher.hexdigest()
 
 
 def check_names(wanted: Collection[str], found: Collection[str], path: Path) -> None:
@@ -110,14 +130,17 @@ def _unpickle(path: Path) -> object:
             f"Look for its {SAFE} file; or, where you trust it, convert it once: torch.load(path, weights_only=False), "
             f"then safetensors.torch.save_file of its tensors"
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, AttributeError, TypeError) as error:
+    except DAMAGED as error:
         raise InputError(f"'{path}' is damaged ({_brief(error)}); copy it again or use another") from error
 
 
 def _unsafe_globals(path: Path, message: str) -> list[str]:
     """What the pickle would call: by taking it apart, or, in torch's format before 1.6, from the refusal."""
     if zipfile.is_zipfile(path):
-        return sorted(set(torch.serialization.get_unsafe_globals_in_checkpoint(path)) - set(_NAMED_ONLY))
+        try:
+            return sorted(set(torch.serialization.get_unsafe_globals_in_checkpoint(path)) - set(_NAMED_ONLY))
+        except (pickle.UnpicklingError, *DAMAGED):
+            return []
     return re.findall(r"GLOBAL ([\w.]+)", message)[:1]
 
 

@@ -41,6 +41,11 @@ class ReconstructionMetrics(Callback):
         self._offset = 0
         """Images of all ranks before this batch."""
 
+    def on_fit_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        found = len(trainer.datamodule.val_set)
+        if found < 2:
+            raise InputError(f"data.val: validation of stage one needs at least 2 images, there are {found}")
+
     def on_validation_epoch_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         self._offset = 0
         self._frechet = self._frechet.anew()
