@@ -35,7 +35,7 @@ def two(tmp_path_factory):
     return [torch.load(out.with_suffix(f".{rank}"), weights_only=True) for rank in (0, 1)]
 
 
-@pytest.mark.parametrize("name", ["plain", "batch_norm", "cut", "stage_two", "stage_two_cut"])
+@pytest.mark.parametrize("name", ["plain", "batch_norm", "cut", "codebook", "stage_two", "stage_two_cut"])
 def test_weights_are_those_of_one_process(two, tmp_path, name):
     script = load()
     make = script.fixtures()

@@ -16,6 +16,7 @@ from pytorch_lightning.strategies import DDPStrategy
 
 from latentdiff.losses.adversarial import NonSaturating
 from latentdiff.losses.regularisers import R1, LeCam
+from latentdiff.models.autoencoder.bottlenecks.vq import VQ
 from latentdiff.training.callbacks.metrics_log import NonFiniteError
 
 BATCHES = {"plain": 20, "cut": 20}
@@ -37,11 +38,20 @@ def scenarios(make):
         "alarm_window": 3,
         "schedule": {"start": 1, "warmup": 1, "ramp": 3},
     }
+
+    def codebook():
+        torch.manual_seed(0)
+        bottleneck = VQ(entries=8, channels=2, ema_decay=0.9, restart_after=1)
+        return make.tiny_autoencoder_module(
+            autoencoder=make.tiny_autoencoder(bottleneck), bottleneck_weight=1.0, **adversary
+        )
+
     extras = {"adversarial_loss": NonSaturating(), "norm": "batch"}
     return {
         "plain": lambda: make.tiny_autoencoder_module(**adversary, r1=R1(every=4), lecam=LeCam(weight=0.01)),
         "batch_norm": lambda: make.tiny_autoencoder_module(**adversary, **extras, r1=R1(every=4)),
         "cut": lambda: make.tiny_autoencoder_module(**adversary, r1=R1(every=4), micro_batch=1),
+        "codebook": codebook,
         "stage_two": lambda: make.tiny_diffusion_module(gradient_clip=0.5),
         "stage_two_cut": lambda: make.tiny_diffusion_module(gradient_clip=0.5, micro_batch=1),
     }
