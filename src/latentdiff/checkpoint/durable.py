@@ -6,6 +6,7 @@ a rename there is atomic, and a full disk cannot harm what stands at the place.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import uuid
@@ -91,3 +92,12 @@ def _tidy(path: Path) -> None:
 def _beside(path: Path, role: str) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     return path.parent / f".{role}-{path.name}-{uuid.uuid4().hex[:8]}"
+
+
+def sha256(path: Path) -> str:
+    """Of a file's content, hexadecimal."""
+    hasher = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            hasher.update(block)
+    return hasher.hexdigest()

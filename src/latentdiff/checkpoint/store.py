@@ -170,7 +170,7 @@ def verify(path: str | Path) -> Manifest:
             faults.append(f"{name}: missing")
         elif (size := file.stat().st_size) != entry["size"]:
             faults.append(f"{name}: {entry['size']} bytes expected, {size} found")
-        elif (sha := _sha256(file)) != entry["sha256"]:
+        elif (sha := durable.sha256(file)) != entry["sha256"]:
             faults.append(f"{name}: sha256 {entry['sha256'][:16]}... expected, {sha[:16]}... found")
     if faults:
         raise InputError(
@@ -208,7 +208,7 @@ def _write_files(
     if train_state is not None:
         torch.save(train_state, folder / TRAIN_STATE)
     (folder / CONFIG).write_text(config, encoding="utf-8")
-    return {f.name: {"size": f.stat().st_size, "sha256": _sha256(f)} for f in sorted(folder.iterdir())}
+    return {f.name: {"size": f.stat().st_size, "sha256": durable.sha256(f)} for f in sorted(folder.iterdir())}
 
 
 def _listed(path: str | Path, name: str, absent: str) -> Path:
@@ -245,11 +245,3 @@ def _refuse_objects(value: object, where: str) -> None:
     elif type(value) not in (*_PLAIN, torch.nn.Parameter):
         kind = f"{type(value).__module__}.{type(value).__qualname__}"
         raise TypeError(f"{where} is a {kind}; a checkpoint holds plain values and tensors only")
-
-
-def _sha256(file: Path) -> str:
-    hasher = hashlib.sha256()
-    with file.open("rb") as stream:
-        while block := stream.read(1 << 22):
-            hasher.update(block)
-    return hasher.hexdigest()

@@ -13,7 +13,7 @@ class Memory(nn.Module):
     nothing there; the tensor is written when the state is asked for. They must be equal on all ranks.
     """
 
-    def __init__(self, **values: float):
+    def __init__(self, values: dict[str, float]):
         super().__init__()
         self.values = dict(values)
         self.register_buffer("saved", torch.tensor(list(values.values()), dtype=torch.float64))

@@ -54,7 +54,7 @@ class LeCam(Memory):
     """
 
     def __init__(self, *, weight: float = 1e-3, decay: float = 0.99):
-        super().__init__(real=0.0, fake=0.0, batches=0.0)
+        super().__init__({"real": 0.0, "fake": 0.0, "batches": 0.0})
         if weight < 0 or not 0 <= decay < 1:
             raise InputError(f"LeCam: expected weight >= 0 and decay in [0, 1), got weight={weight}, decay={decay}")
         self.weight, self.decay = weight, decay

@@ -29,7 +29,7 @@ class AdversaryWatch(Memory):
     def __init__(self, *, window: int = 500):
         if window < 2:
             raise InputError(f"task.alarm_window: expected at least 2 batches, got {window}")
-        super().__init__(state=BALANCED, **dict.fromkeys(_SUMS, 0.0))
+        super().__init__({"state": BALANCED, **dict.fromkeys(_SUMS, 0.0)})
         self.window = window
 
     @property

@@ -25,8 +25,8 @@ class Muon(Optimizer):
     """Matrices move by ``lr * 0.2 sqrt(max(rows, columns)) * U V^T`` of their Nesterov momentum, the rest by AdamW.
 
     Convolutions count as matrices (out, in * height * width). Vectors, scalars and the parameters named in ``adamw``
-    are left to AdamW: Muon is not meant for embeddings nor for a network's first and last layer. A few hundred batches
-    teach what takes AdamW half as many again, for a fifth more time per batch on the embedded data.
+    are left to AdamW: Muon is not meant for embeddings nor for a network's first and last layer. What it gains
+    on the embedded data stands in docs/benchmarks.md.
 
     Args:
         params: named parameters, (name, tensor) pairs.

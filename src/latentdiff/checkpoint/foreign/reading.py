@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from latentdiff.checkpoint import store
+from latentdiff.checkpoint import durable, store
 from latentdiff.checkpoint.foreign import diffusers, ldm
 from latentdiff.checkpoint.foreign.architecture import Foreign
-from latentdiff.checkpoint.foreign.weights import open_weights, sha256
+from latentdiff.checkpoint.foreign.weights import open_weights
 from latentdiff.config.errors import InputError
 
 
@@ -48,4 +48,4 @@ def digest(path: str | Path) -> str:
     """Identity of the weights: sha256 of their file."""
     path = Path(path)
     folder = diffusers.folder_of(path) if path.is_dir() else None
-    return sha256(path if folder is None else diffusers.weights_of(folder))
+    return durable.sha256(path if folder is None else diffusers.weights_of(folder))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import pickle
 import re
 import struct
@@ -71,15 +70,6 @@ def open_weights(path: Path) -> WeightsFile:
         f"'{path}' is a file of no known kind; expected a checkpoint directory, a {SAFE} file, a pickle "
         f"({', '.join(PICKLES)}) or a diffusers folder"
     )
-
-
-def sha256(path: Path) -> str:
-    """Hexadecimal."""
-    hasher = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 22):
-            hasher.update(block)
-    return hasher.hexdigest()
 
 
 def check_names(wanted: Collection[str], found: Collection[str], path: Path) -> None:
