@@ -6,8 +6,8 @@ Shapes: B samples, (H, W) pixels, (C, h, w) latents, (L, D) tokens.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -74,6 +74,8 @@ class Conditioning:
     """(B, V), added to the time embedding."""
     spatial: Tensor | None = None
     """(B, S, h, w), concatenated to the latent."""
+    label: Tensor | None = None
+    """int64 (B,), read by the backbone's own class table."""
 
     def where(self, keep: Tensor, null: Conditioning) -> Conditioning:
         """This conditioning where ``keep`` (bool, (B,)) is true, ``null`` elsewhere."""
@@ -99,21 +101,33 @@ class Conditions:
 
     cond: Conditioning
     null: Conditioning
+    """Of the empty condition, or of a negative prompt."""
+    alone: Mapping[str, Conditioning] = field(default_factory=dict)
+    """Name of a part -> that part alone, every other part null: several conditions, each with its own scale."""
+    label: Tensor | None = None
+    """int64 (B,), the classes that classifier guidance steers to."""
+    guide: Conditioning | None = None
+    """What autoguidance's second denoiser reads, where it has a conditioner of its own."""
 
 
 class Path(Protocol):
     """A Gaussian probability path ``x_t = alpha(t) x0 + sigma(t) noise``."""
 
+    steps: int | None
+    """Entries of a discrete path's table."""
+
     def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]: ...
     def derivatives(self, t: Tensor) -> tuple[Tensor, Tensor]: ...
     def log_snr(self, t: Tensor) -> Tensor: ...
+    def time_at(self, log_snr: Tensor) -> Tensor: ...
     def mix(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor: ...
     def network_time(self, t: Tensor) -> Tensor: ...
 
 
 class Parameterization(Protocol):
-    """What the network predicts, and how x0 follows from it."""
+    """What the network reads and predicts, and how x0 follows from it."""
 
+    def network_input(self, x_t: Tensor, path: Path, t: Tensor) -> Tensor: ...
     def target(self, x0: Tensor, noise: Tensor, path: Path, t: Tensor) -> Tensor: ...
     def to_x0(self, output: Tensor, x_t: Tensor, path: Path, t: Tensor) -> Tensor: ...
     def x0_gain(self, path: Path, t: Tensor) -> Tensor: ...
@@ -163,7 +177,12 @@ class Sampler(Protocol):
 
 
 class Guidance(Protocol):
-    """Combines the denoiser's answers under several conditions into one x0_hat."""
+    """Combines the denoiser's answers under several conditions into one x0_hat.
+
+    ``needs_null``: the answer depends on ``conditions.null``, which only a model trained with condition dropout knows.
+    """
+
+    needs_null: bool
 
     def __call__(self, denoiser: object, x_t: Tensor, t: Tensor, conditions: Conditions) -> Tensor: ...
 

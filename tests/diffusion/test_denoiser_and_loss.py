@@ -7,9 +7,9 @@ from torch import nn
 from latentdiff.config.errors import InputError
 from latentdiff.diffusion.denoiser import Denoiser
 from latentdiff.diffusion.loss import DiffusionLoss
-from latentdiff.diffusion.parameterization import Epsilon, Sample, V, Velocity
-from latentdiff.diffusion.path import RectifiedFlow, ScaledLinearDDPM
-from latentdiff.diffusion.timesteps import LogitNormal, Uniform
+from latentdiff.diffusion.parameterization import Epsilon, Karras, Sample, V, Velocity
+from latentdiff.diffusion.path import CosineVP, KarrasVE, LinearDDPM, RectifiedFlow, ScaledLinearDDPM
+from latentdiff.diffusion.timesteps import Curriculum, LogitNormal, Uniform
 from latentdiff.diffusion.weighting import MinSNR, Unit
 from latentdiff.types import Conditioning
 
@@ -20,18 +20,22 @@ PAIRS = [
     (ScaledLinearDDPM(), Epsilon()),
     (ScaledLinearDDPM(), V()),
     (ScaledLinearDDPM(), Sample()),
+    (LinearDDPM(zero_terminal_snr=True), V()),
+    (CosineVP(), V()),
+    (KarrasVE(), Karras()),
+    (RectifiedFlow(), Karras(sigma_data=0.5)),
 ]
 
 
 class Answer(nn.Module):
-    """Gives a fixed answer and remembers the time that it was told."""
+    """Gives a fixed answer and remembers what it read and the time that it was told."""
 
     def __init__(self, answer):
         super().__init__()
         self.answer = answer
 
     def forward(self, x, t, cond):
-        self.time = t
+        self.read, self.time = x, t
         return self.answer
 
 
@@ -47,6 +51,7 @@ def test_the_right_answer_denoises_perfectly_at_no_loss(path, parameterization, 
     got = denoiser.denoise(path.mix(x0, noise, T), T, Conditioning())
     torch.testing.assert_close(got, x0, atol=1e-4, rtol=0)
     torch.testing.assert_close(backbone.time, path.network_time(T))
+    torch.testing.assert_close(backbone.read, parameterization.network_input(path.mix(x0, noise, T), path, T))
     loss = DiffusionLoss(timesteps=Uniform(), weighting=Unit())
     assert loss(denoiser, x0, noise, T, Conditioning()).abs().max().item() == 0
 
@@ -77,6 +82,14 @@ def test_sample_t_is_the_law_up_to_t_max():
     u = torch.tensor([0.1, 0.9])
     torch.testing.assert_close(loss.sample_t(u), LogitNormal(mean=0.2)(u))
     assert loss.sample_t(u, 0.5).max().item() <= 0.5
+
+
+def test_sample_t_follows_a_curriculum_by_the_batch():
+    first, then = LogitNormal(mean=8.0), LogitNormal(mean=1.0)
+    loss = DiffusionLoss(timesteps=Curriculum(first=first, then=then, batches=3), weighting=Unit())
+    u = torch.tensor([0.1, 0.9])
+    for batch, law in ((0, first), (2, first), (3, then), (None, then)):
+        torch.testing.assert_close(loss.sample_t(u, 0.9, batch), law(u, 0.9))
 
 
 def test_a_refused_pair_cannot_be_built():

@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from latentdiff.diffusion.noise import Draws, seeded_noise, stable_hash
+from latentdiff.config.errors import InputError
+from latentdiff.diffusion.noise import Draws, offset, seeded_noise, stable_hash
 
 
 def draws(start: int, count: int, *, seed: int = 1, number: int = 7) -> Draws:
@@ -75,3 +76,31 @@ def test_stratified_draws_are_spread_evenly_and_independent_of_the_split():
     assert torch.equal(torch.sort((whole * 8).long()).values, torch.arange(8))
     parts = [Draws(seed=3, number=5, start=s, count=4, total=8).stratified("t") for s in (0, 4)]
     assert torch.equal(torch.cat(parts), whole)
+
+
+def test_stratified_draws_lower_the_variance_of_a_batch_mean():
+    """The mean of u over a batch of 64: variance 1 / (12 64^2) instead of 1 / (12 64)."""
+
+    def variance(draw) -> float:
+        means = [draw(Draws(seed=0, number=n, start=0, count=64, total=64)).mean() for n in range(400)]
+        return float(torch.stack(means).var())
+
+    assert variance(lambda draws: draws.stratified("t")) == pytest.approx(1 / 12 / 64**2, rel=0.3)
+    assert variance(lambda draws: draws.uniform("t")) == pytest.approx(1 / 12 / 64, rel=0.3)
+
+
+def test_each_stratified_draw_alone_is_uniform():
+    u = torch.stack([Draws(seed=1, number=n, start=3, count=1, total=8).stratified("t") for n in range(2000)])
+    assert u.mean().item() == pytest.approx(0.5, abs=0.02)
+    assert u.var().item() == pytest.approx(1 / 12, rel=0.05)
+
+
+def test_offset_noise_widens_channel_means_and_nothing_else():
+    many = Draws(seed=0, number=0, start=0, count=4000, total=4000)
+    noise, shared = many.normal("noise", (3, 4, 4)), many.normal("offset", (3, 1, 1))
+    got = offset(noise, shared, 0.5)
+    assert got.mean((2, 3)).var().item() == pytest.approx(0.5**2 + 1 / 16, rel=0.05)
+    torch.testing.assert_close(got - got.mean((2, 3), keepdim=True), noise - noise.mean((2, 3), keepdim=True))
+    assert offset(noise, shared, 0.0) is noise
+    with pytest.raises(InputError, match="at least 0"):
+        offset(noise, shared, -0.1)

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from latentdiff.diffusion.coefficients import at_least_float32
 from latentdiff.diffusion.parameterization import check_pair
-from latentdiff.diffusion.path import at_least_float32
 from latentdiff.types import Conditioning, Parameterization, Path
 
 
 class Denoiser(nn.Module):
-    """Calls the backbone at the path's network time and reads x0 off its output.
+    """Calls the backbone on the parameterization's input at the path's network time and reads x0 off its output.
 
-    ``t_max`` is the largest t at which ``denoise`` is finite; sampling starts there.
+    ``t_max`` is the largest t at which ``denoise`` is finite: training goes up to it and sampling starts there.
     """
 
     def __init__(self, *, backbone: nn.Module, path: Path, parameterization: Parameterization):
@@ -25,7 +25,8 @@ class Denoiser(nn.Module):
 
     def forward(self, x_t: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
         """x_t (B, C, h, w), t (B,) in [0, 1] -> the backbone's output (B, C, h, w), in its own precision."""
-        return self.backbone(x_t, self.path.network_time(t), cond)
+        x = self.parameterization.network_input(x_t, self.path, t)
+        return self.backbone(x, self.path.network_time(t), cond)
 
     def denoise(self, x_t: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
         """The estimate of x0 (B, C, h, w) in float32 (float64 for float64 input)."""

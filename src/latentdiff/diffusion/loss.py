@@ -6,23 +6,25 @@ from collections.abc import Callable
 
 from torch import Tensor
 
+from latentdiff.diffusion.coefficients import at_least_float32
 from latentdiff.diffusion.denoiser import Denoiser
-from latentdiff.diffusion.path import at_least_float32
-from latentdiff.diffusion.weighting import MinSNR, Unit
+from latentdiff.diffusion.timesteps import Curriculum
+from latentdiff.diffusion.weighting import Weighting
 from latentdiff.types import Conditioning
 
 
 class DiffusionLoss:
     """Weighted squared error between the output and its target, averaged over (C, h, w), one value per sample."""
 
-    def __init__(self, *, timesteps: Callable[..., Tensor], weighting: Unit | MinSNR):
+    def __init__(self, *, timesteps: Callable[..., Tensor], weighting: Weighting):
         """``timesteps``: a law of ``diffusion.timesteps``; ``weighting``: of ``diffusion.weighting``."""
         self.timesteps = timesteps
         self.weighting = weighting
 
-    def sample_t(self, u: Tensor, t_max: float = 1.0) -> Tensor:
-        """Uniforms u (B,) in [0, 1) -> training times (B,); ``t_max`` is the denoiser's."""
-        return self.timesteps(u, t_max)
+    def sample_t(self, u: Tensor, t_max: float = 1.0, batch: int | None = None) -> Tensor:
+        """Uniforms u (B,) in [0, 1) -> times (B,) of a training batch, counted from 0; ``t_max`` is the denoiser's."""
+        law = self.timesteps.at(batch) if isinstance(self.timesteps, Curriculum) else self.timesteps
+        return law(u, t_max)
 
     def __call__(self, denoiser: Denoiser, x0: Tensor, noise: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
         """x0 and noise (B, C, h, w), t (B,) -> (B,) in float32."""
