@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+from itertools import pairwise
+
 from torch import Tensor
 
 from latentdiff.config.errors import InputError
-from latentdiff.diffusion.path import at_least_float32
+from latentdiff.diffusion.samplers.levels import begin, decay, hook, move
 from latentdiff.types import Denoise, NoiseAt, OnStep, Path
 
 
@@ -27,19 +30,14 @@ class DDIM:
     ) -> Tensor:
         """x (B, ...) at times[0], times (N + 1,) descending -> x at times[-1], float32 (float64 where x is).
 
-        With eta > 0 step i adds ``noise_at(i)``.
+        With eta > 0 step i adds ``noise_at(i)``, unless it ends at sigma = 0.
         """
-        x, times = at_least_float32(x), times.to(x.device)
-        alpha, sigma = path.alpha_sigma(times)
-        kept_variance = sigma[:-1] ** 2 - (alpha[:-1] / alpha[1:] * sigma[1:]) ** 2
-        fresh = self.eta * sigma[1:] / sigma[:-1] * kept_variance.clamp(min=0).sqrt()
-        directed = (sigma[1:] ** 2 - fresh**2).clamp(min=0).sqrt()
-        for i in range(len(times) - 1):
+        x, times, levels = begin(path, x, times)
+        for i, (start, end) in enumerate(pairwise(levels)):
             x0_hat = denoise(x, times[i].expand(len(x)))
-            noise_hat = (x - alpha[i] * x0_hat) / sigma[i]
-            x = alpha[i + 1] * x0_hat + directed[i] * noise_hat
-            if self.eta > 0:
-                x = x + fresh[i] * noise_at(i).to(x)
-            replacement = on_step(i, times[i + 1], x, x0_hat) if on_step else None
-            x = x if replacement is None else replacement
+            fresh = self.eta * end.sigma * math.sqrt(1 - decay(start, end) ** 2)
+            x = move(x, x0_hat, start, end, directed=math.sqrt(end.sigma**2 - fresh**2))
+            if fresh > 0:
+                x = x + fresh * noise_at(i).to(x)
+            x = hook(on_step, i, times[i + 1], x, x0_hat)
         return x

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import torch
+import math
+from itertools import pairwise
+
 from torch import Tensor
 
-from latentdiff.diffusion.path import at_least_float32
-from latentdiff.diffusion.samplers.ode_step import ode_step
+from latentdiff.diffusion.samplers.levels import Level, begin, hook, move
 from latentdiff.types import Denoise, NoiseAt, OnStep, Path
 
 
@@ -26,25 +27,18 @@ class DPMSolverPP2M:
         self, denoise: Denoise, path: Path, x: Tensor, times: Tensor, noise_at: NoiseAt, on_step: OnStep | None = None
     ) -> Tensor:
         """x (B, ...) at times[0], times (N + 1,) descending -> x at times[-1], float32 (float64 where x is)."""
-        x, times = at_least_float32(x), times.to(x.device)
-        alpha, sigma = path.alpha_sigma(times)
-        extrapolation = self._extrapolation(path.log_snr(times))
-        previous = None
-        for i in range(len(times) - 1):
+        x, times, levels = begin(path, x, times)
+        factor, previous = extrapolation(levels, self.lower_order_final), None
+        for i, (start, end) in enumerate(pairwise(levels)):
             x0_hat = denoise(x, times[i].expand(len(x)))
-            data = x0_hat if previous is None else x0_hat + extrapolation[i] * (x0_hat - previous)
-            x = ode_step(x, data, (alpha[i], sigma[i]), (alpha[i + 1], sigma[i + 1]))
+            data = x0_hat if previous is None else x0_hat + factor[i] * (x0_hat - previous)
+            x = hook(on_step, i, times[i + 1], move(x, data, start, end), x0_hat)
             previous = x0_hat
-            replacement = on_step(i, times[i + 1], x, x0_hat) if on_step else None
-            x = x if replacement is None else replacement
         return x
 
-    def _extrapolation(self, log_snr: Tensor) -> Tensor:
-        """h / (2 h_previous) of each of the N steps, 0 where the step is of first order; log_snr (N + 1,)."""
-        h = log_snr.diff() / 2
-        factor = torch.zeros_like(h)
-        usable = torch.isfinite(h[1:]) & torch.isfinite(h[:-1])
-        factor[1:] = torch.where(usable, h[1:] / (2 * h[:-1]), 0)
-        if self.lower_order_final:
-            factor[-1] = 0
-        return factor
+
+def extrapolation(levels: list[Level], lower_order_final: bool) -> list[float]:
+    """h / (2 h_previous) of each of the N steps, 0 where the step is of first order."""
+    h = [end.half_log_snr - start.half_log_snr for start, end in pairwise(levels)]
+    factor = [0.0] + [now / (2 * before) if math.isfinite(now + before) else 0.0 for before, now in pairwise(h)]
+    return [*factor[:-1], 0.0] if lower_order_final else factor

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from torch import Tensor
 
-from latentdiff.diffusion.path import at_least_float32
-from latentdiff.diffusion.samplers.ode_step import ode_step
+from latentdiff.diffusion.samplers.levels import begin, hook, move
 from latentdiff.types import Denoise, NoiseAt, OnStep, Path
 
 
@@ -22,11 +23,8 @@ class Euler:
         self, denoise: Denoise, path: Path, x: Tensor, times: Tensor, noise_at: NoiseAt, on_step: OnStep | None = None
     ) -> Tensor:
         """x (B, ...) at times[0], times (N + 1,) descending -> x at times[-1], float32 (float64 where x is)."""
-        x, times = at_least_float32(x), times.to(x.device)
-        alpha, sigma = path.alpha_sigma(times)
-        for i in range(len(times) - 1):
+        x, times, levels = begin(path, x, times)
+        for i, (start, end) in enumerate(pairwise(levels)):
             x0_hat = denoise(x, times[i].expand(len(x)))
-            x = ode_step(x, x0_hat, (alpha[i], sigma[i]), (alpha[i + 1], sigma[i + 1]))
-            replacement = on_step(i, times[i + 1], x, x0_hat) if on_step else None
-            x = x if replacement is None else replacement
+            x = hook(on_step, i, times[i + 1], move(x, x0_hat, start, end), x0_hat)
         return x
