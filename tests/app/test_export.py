@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 
 from latentdiff.app import cli
 from latentdiff.checkpoint import store
+from latentdiff.checkpoint.foreign.backbones import load_backbone_weights, own_backbone
 from latentdiff.checkpoint.models import load_codec
 from latentdiff.config.instantiate import build
 from latentdiff.training.ema import Ema
@@ -121,16 +123,84 @@ def test_a_place_that_cannot_be_written(checkpoint, tmp_path: Path, capsys, form
     assert f"'{tmp_path}/file/vae.safetensors' cannot be written" in capsys.readouterr().err
 
 
-def test_a_checkpoint_of_stage_two_is_refused(tmp_path: Path, capsys) -> None:
+UNET = {
+    "_target_": "latentdiff.models.backbones.unet.UNet",
+    "in_channels": 4,
+    "out_channels": 4,
+    "channels": 32,
+    "channel_multipliers": [1, 2],
+    "num_res_blocks": 1,
+    "attention_factors": [2],
+    "context_dim": 24,
+    "heads": 2,
+}
+
+
+@pytest.fixture
+def stage_two(tmp_path: Path):
+    """``stage_two(**changes)``: a run directory whose averaged weights differ from the last ones."""
+
+    def make(**changes) -> Path:
+        node = UNET | changes
+        last, average = build(node), build(node)
+        store.save(
+            tmp_path / "ldm/checkpoints/last",
+            kind="diffusion",
+            model={f"model.denoiser.backbone.{name}": value for name, value in last.state_dict().items()},
+            ema={f"ema.model.denoiser.backbone.{name}": value for name, value in average.state_dict().items()},
+            config=yaml.safe_dump({"task": {"denoiser": {"backbone": node}}, "data": {"size": 64}}),
+            counters={"batches_seen": 1, "images_seen": 2},
+            latent={"channels": 4, "factor": 8},
+        )
+        return tmp_path / "ldm"
+
+    return make
+
+
+@pytest.mark.parametrize("arguments", [("format=diffusers",), ("format=ldm",), ("format=ldm", "--single-file")])
+def test_the_backbone_of_stage_two(stage_two, tmp_path: Path, capsys, arguments: tuple[str, ...]) -> None:
+    run_dir, dest = stage_two(), tmp_path / "new/unet.safetensors"
+    assert run(run_dir, dest, *arguments) == 0
+    assert f"backbone written: {dest}" in capsys.readouterr().out
+    expected = own_backbone(run_dir).state_dict()
+    again = build(UNET)
+    load_backbone_weights(again, dest)
+    assert all(torch.equal(again.state_dict()[name], value) for name, value in expected.items())
+    if arguments == ("format=diffusers",):
+        config = json.loads((dest / "config.json").read_text())
+        assert (config["_class_name"], config["sample_size"]) == ("UNet2DConditionModel", 8)
+    else:
+        prefix = "model.diffusion_model." if "--single-file" in arguments else ""
+        assert set(load_file(dest)) == {prefix + name for name in expected}
+
+
+@pytest.mark.parametrize(
+    ("changes", "arguments", "message"),
+    [
+        ({"patch": 2}, ("format=diffusers",), "only patch 1 can be exchanged"),
+        ({"position_embedding": True}, ("format=ldm",), "position_embedding: false"),
+        ({}, ("format=ldm", "--scale", 1), "carries its own"),
+        ({}, ("format=diffusers", "--single-file"), "--single-file is for format=ldm"),
+    ],
+)
+def test_faults_of_a_backbone_are_told_and_nothing_is_written(
+    stage_two, tmp_path: Path, capsys, changes: dict, arguments: tuple, message: str
+) -> None:
+    assert run(stage_two(**changes), tmp_path / "unet.safetensors", *arguments) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "unet.safetensors").exists()
+
+
+def test_other_checkpoints_are_refused(tmp_path: Path, capsys) -> None:
     store.save(
-        tmp_path / "ldm",
-        kind="diffusion",
+        tmp_path / "classifier",
+        kind="classifier",
         model={"x": torch.zeros(1)},
         config="{}",
         counters={"batches_seen": 1, "images_seen": 2},
     )
-    assert run(tmp_path / "ldm", tmp_path / "vae", "format=diffusers") == 2
-    assert "kind diffusion" in capsys.readouterr().err
+    assert run(tmp_path / "classifier", tmp_path / "vae", "format=diffusers") == 2
+    assert "kind classifier" in capsys.readouterr().err
 
 
 def test_the_format_has_to_be_one_of_two(checkpoint, tmp_path: Path, capsys) -> None:

@@ -1,6 +1,7 @@
 """What every module of ``latentdiff.models.backbones`` must do, through the tiny configurations that name it.
 
-A new backbone is tested as soon as ``configs/backbone/NAME_tiny.yaml`` stands beside it.
+A new backbone is tested as soon as ``configs/backbone/NAME_tiny.yaml`` stands beside it. All others, of published
+sizes, are built on the meta device and counted.
 """
 
 from __future__ import annotations
@@ -13,12 +14,34 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+from latentdiff.checkpoint.foreign.unet import diffusers_config
+from latentdiff.checkpoint.foreign.unet.architecture import of_module
+from latentdiff.config.errors import InputError
 from latentdiff.config.instantiate import build
 from latentdiff.models import backbones
 from latentdiff.types import Conditioning
 
 CHANNELS, WIDTH, SIZE = 4, 32, 8
-CONFIGS = sorted((Path(__file__).parents[2] / "configs" / "backbone").glob("*_tiny.yaml"))
+ROOT = Path(__file__).parents[2] / "configs"
+CONFIGS = sorted((ROOT / "backbone").glob("*_tiny.yaml"))
+LARGE = sorted(path.stem for path in (ROOT / "backbone").glob("*.yaml") if path not in CONFIGS)
+
+PUBLISHED = {
+    "unet": (859_520_964, 4, 768),
+    "sd1": (859_520_964, 4, None),
+    "sd2": (865_910_724, 4, None),
+    "sdxl": (2_567_463_684, 4, None),
+    "ldm8_txt2img": (872_300_484, 4, None),
+    "ldm4_imagenet": (400_920_579, 3, None),
+    "ldm8_imagenet": (394_984_196, 4, None),
+    "ldm4_uncond": (274_056_163, 3, None),
+    "ldm8_churches": (294_966_916, 4, None),
+}
+"""Parameters, channels of the latents, width of the context where the configuration leaves it open.
+
+LDM's logs say 859.52 M, 865.91 M and 872.30 M of SD 1, SD 2 and the text-to-image model; the paper (arXiv:2112.10752,
+tables 10, 12 and 13) 400 M, 395 M, 274 M and 294 M of the others; diffusers' UNets of equal configuration have the same
+numbers to the last digit, see ``test_diffusers_builds_them_with_as_many_parameters``."""
 MODULES = {module.name for module in pkgutil.iter_modules(backbones.__path__)}
 
 
@@ -44,6 +67,49 @@ def make(request):
 @pytest.fixture(scope="module")
 def model(make):
     return make()
+
+
+@pytest.fixture(scope="module", params=LARGE)
+def large(request):
+    """Name and model, on the meta device, of a configuration that is not tiny."""
+    count, channels, width = PUBLISHED.get(request.param, (None, CHANNELS, WIDTH))
+    cfg = compose_group(request.param)
+    with torch.device("meta"):
+        cfg = OmegaConf.merge({"latent": {"channels": channels}, "conditioner": {"width": width}}, cfg)
+        return request.param, build(cfg.backbone), count
+
+
+def compose_group(name):
+    """The file of the group, on top of those that its defaults name."""
+    node = OmegaConf.load(ROOT / "backbone" / f"{name}.yaml")
+    parents = [OmegaConf.load(ROOT / "backbone" / f"{parent}.yaml") for parent in node.pop("defaults", [])]
+    return OmegaConf.create({"backbone": OmegaConf.merge(*parents, node)})
+
+
+def test_large_ones_have_the_published_number_of_parameters_and_keep_the_latent_s_shape(large):
+    name, model, count = large
+    assert name in PUBLISHED, f"give {name}'s number of parameters and where it is published in PUBLISHED"
+    assert sum(p.numel() for p in model.parameters()) == count
+    with torch.device("meta"):
+        x = torch.empty(2, model.in_channels, 2 * model.factor, model.factor)
+        cond = Conditioning(
+            tokens=None if model.context_dim is None else torch.empty(2, 3, model.context_dim),
+            vector=None if model.vector_dim is None else torch.empty(2, model.vector_dim),
+        )
+        assert model(x, torch.ones(2), cond).shape == x.shape
+
+
+def test_diffusers_builds_them_with_as_many_parameters(large):
+    library = pytest.importorskip("diffusers")
+    name, model, count = large
+    if name == "ldm8_churches":
+        with pytest.raises(InputError, match="one width of heads for all levels"):
+            diffusers_config.describe(of_module(model))
+        return
+    config = diffusers_config.describe(of_module(model))
+    with torch.device("meta"):
+        peer = getattr(library, config.pop("_class_name"))(**config)
+    assert sum(p.numel() for p in peer.parameters()) == count
 
 
 def draw(*shape, seed=0):

@@ -56,12 +56,30 @@ def test_published_parameter_counts(options, count):
         assert sum(p.numel() for p in UNet(**options).parameters()) == count
 
 
-@pytest.mark.parametrize("changes", [{}, {"patch": 2}, {"context_dim": None}, {"vector_dim": 5}, {"use_linear": True}])
+VARIANTS = [
+    {},
+    {"patch": 2},
+    {"context_dim": None},
+    {"vector_dim": 5},
+    {"num_classes": 2},
+    {"use_linear": True},
+    {"use_scale_shift_norm": True},
+    {"resblock_updown": True, "context_dim": None, "use_scale_shift_norm": True},
+]
+
+
+def fitting(model, draw):
+    return Conditioning(
+        tokens=draw(2, 5, 6) if model.context_dim else None,
+        vector=draw(2, 5) if model.vector_dim else None,
+        label=torch.tensor([1, 0]) if model.num_classes else None,
+    )
+
+
+@pytest.mark.parametrize("changes", VARIANTS)
 def test_shapes_zero_start_and_gradients(draw, randomise, changes):
     model = small(**changes)
-    cond = Conditioning(
-        tokens=draw(2, 5, 6) if model.context_dim else None, vector=draw(2, 5) if model.vector_dim else None
-    )
+    cond = fitting(model, draw)
     x, t = draw(2, 4, 8, 12), torch.tensor([3.0, 700.0])
     assert model(x, t, cond).abs().max() == 0
     y = randomise(model)(x, t, cond)
@@ -69,6 +87,35 @@ def test_shapes_zero_start_and_gradients(draw, randomise, changes):
     y.square().mean().backward()
     idle = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
     assert not idle
+
+
+@pytest.mark.parametrize("changes", VARIANTS)
+def test_computing_the_stages_again_changes_neither_values_nor_gradients(draw, randomise, changes):
+    x, t, found = draw(2, 4, 8, 8), torch.tensor([3.0, 700.0]), {}
+    for checkpoint in (False, True):
+        model = randomise(small(**changes, dropout=0.2, checkpoint=checkpoint))
+        runs = []
+        model.middle_block[0].register_forward_hook(lambda *_, seen=runs: seen.append(1))
+        torch.manual_seed(3)  # of the dropout
+        y = model(x, t, fitting(model, draw))
+        y.square().mean().backward()
+        found[checkpoint] = (y.detach(), {name: p.grad for name, p in model.named_parameters()})
+        assert len(runs) == 1 + checkpoint
+        with torch.no_grad():
+            model(x, t, fitting(model, draw))
+        assert len(runs) == 2 + checkpoint
+    torch.testing.assert_close(found[True], found[False], atol=0, rtol=0)
+
+
+def test_a_class_is_a_row_of_the_table_added_to_the_time_s_embedding(draw, randomise):
+    model, plain = randomise(small(num_classes=3)), randomise(small())
+    plain.load_state_dict({name: value for name, value in model.state_dict().items() if name != "label_emb.weight"})
+    assert model.label_emb.weight.shape == (3, 64)
+    x, t, cond = draw(2, 4, 8, 8), torch.tensor([3.0, 700.0]), Conditioning(tokens=draw(2, 5, 6))
+    label = torch.tensor([2, 0])
+    plain.time_embed.register_forward_hook(lambda _, __, emb: emb + model.label_emb.weight[label])
+    with torch.no_grad():
+        torch.testing.assert_close(model(x, t, replace(cond, label=label)), plain(x, t, cond))
 
 
 def test_masked_tokens_do_not_matter(draw, randomise):
@@ -112,12 +159,15 @@ def test_what_does_not_fit_is_refused(draw):
         (draw(1, 3, 8, 8), fitting, "3 channels, in_channels is 4"),
         (draw(1, 4, 8, 8), Conditioning(tokens=draw(1, 5, 7)), "tokens have width 7, the UNet was built for 6"),
         (draw(1, 4, 8, 8), Conditioning(), "tokens have width None"),
+        (draw(1, 4, 8, 8), replace(fitting, label=torch.tensor([0])), "has a class label, .* with num_classes=None"),
         (draw(1, 4, 8, 8), replace(fitting, vector=draw(1, 3)), "vector have width 3, the UNet was built for None"),
         (draw(1, 2, 8, 8), replace(fitting, spatial=draw(1, 2, 4, 4)), r"spatial condition is \(4, 4\)"),
     ]
     for x, cond, message in faults:
         with pytest.raises(InputError, match=message):
             model(x, t, cond)
+    with pytest.raises(InputError, match="has no class label, the UNet was built with num_classes=3"):
+        small(num_classes=3)(draw(1, 4, 8, 8), t, fitting)
 
 
 @pytest.mark.parametrize(
@@ -130,10 +180,11 @@ def test_what_does_not_fit_is_refused(draw):
         {"heads": 3},
         {"heads": None, "head_width": 12},
         {"heads": None, "head_width": 64},
+        {"num_classes": 3, "vector_dim": 5},
     ],
 )
 def test_contradictory_options_are_refused(changes):
-    with pytest.raises(InputError, match=r"exactly one of|name no level|entries for 2 levels|split evenly"):
+    with pytest.raises(InputError, match=r"exactly one of|name no level|entries for 2 levels|split evenly|both given"):
         small(**changes)
 
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from latentdiff.nn.attention import AttentionBlock, CrossAttention, SpatialTransformer, attend
+from latentdiff.nn.attention import AttentionBlock, CrossAttention, SpatialTransformer, _WeightsAgain, attend
 
 
 def draw(*shape, seed=0, dtype=torch.float32):
@@ -30,6 +30,11 @@ def test_attend_is_softmax_attention(dtype, tolerance, masked, biased):
     bias = draw(3, 5, 7, seed=3) if biased else None
     expected = by_hand(q, k, v, mask, bias)
     torch.testing.assert_close(attend(q, k, v, mask, bias).double(), expected, atol=tolerance, rtol=tolerance)
+
+
+def test_computing_the_weights_again_gives_the_gradients_of_softmax_attention():
+    q, k, v = (draw(3, n, 4, seed=i, dtype=torch.float64).requires_grad_() for i, n in enumerate((5, 7, 7)))
+    assert torch.autograd.gradcheck(lambda *x: _WeightsAgain.apply(*x, 0.5), (q, k, v))
 
 
 @pytest.mark.parametrize("bias", [None, torch.ones(1, 3, 3)])

@@ -42,6 +42,27 @@ def test_unet_block_starts_as_its_skip_path(channels):
     assert torch.equal(block(x, torch.ones(2, 6)), block.skip_connection(x))
 
 
+@pytest.mark.parametrize(("resample", "shape"), [("up", (8, 12)), ("down", (2, 3))])
+def test_a_block_that_resamples_starts_as_its_resampled_skip_path(resample, shape):
+    block = ResBlock(in_channels=8, out_channels=8, embedding=6, norm_groups=4, resample=resample)
+    x = torch.randn(2, 8, 4, 6, generator=torch.Generator().manual_seed(0))
+    expected = F.interpolate(x, size=shape, mode="nearest") if resample == "up" else F.adaptive_avg_pool2d(x, shape)
+    torch.testing.assert_close(block(x, torch.ones(2, 6)), expected)
+
+
+def test_the_embedding_scales_and_shifts_the_second_norm():
+    block = ResBlock(in_channels=8, out_channels=8, embedding=6, norm_groups=4, scale_shift=True)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for p in block.parameters():
+            p.copy_(torch.randn(p.shape, generator=generator))
+    x, emb = (torch.randn(*shape, generator=generator) for shape in ((2, 8, 4, 4), (2, 6)))
+    scale, shift = block.emb_layers[1](F.silu(emb)).split(8, dim=1)
+    y = block.in_layers[2](F.silu(block.in_layers[0](x)))
+    y = block.out_layers[0](y) * (1 + scale[:, :, None, None]) + shift[:, :, None, None]
+    torch.testing.assert_close(block(x, emb), x + block.out_layers[3](F.silu(y)))
+
+
 def test_the_last_convolution_off_leaves_the_autoencoder_block_its_shortcut():
     block = ResnetBlock(in_channels=8, out_channels=12, norm_groups=4)
     torch.nn.init.zeros_(block.conv2.weight)

@@ -23,6 +23,13 @@ def main(argv: list[str] | None = None) -> int:
     make.add_argument("--size", type=int, default=None, metavar="PX", help="shrink to this shorter side first")
     make.set_defaults(run=_make_shards)
     _add_export(verbs)
+    ema = verbs.add_parser("ema", help="a run's snapshots -> a checkpoint with the average of any length")
+    ema.add_argument("run_dir", help="run directory of stage two, trained with snapshots of its averages")
+    ema.add_argument("dest", help="new checkpoint directory")
+    ema.add_argument(
+        "--length", type=float, required=True, metavar="NUMBER", help="standard deviation, as a part of the training"
+    )
+    ema.set_defaults(run=_ema)
     arguments = parser.parse_args(argv)
     try:
         arguments.run(arguments)
@@ -35,8 +42,10 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _add_export(verbs: argparse._SubParsersAction) -> None:
-    export = verbs.add_parser("export", help="a first stage -> another program's format, with the averaged weights")
-    export.add_argument("checkpoint", help="checkpoint or run directory of stage one, or another program's autoencoder")
+    export = verbs.add_parser(
+        "export", help="a first stage, or a second's backbone -> another program's format, with the averaged weights"
+    )
+    export.add_argument("checkpoint", help="checkpoint or run directory, or another program's autoencoder")
     export.add_argument("dest", help="new folder (diffusers) or new .safetensors file (ldm)")
     export.add_argument("format", choices=FORMATS, metavar="format=diffusers|ldm")
     export.add_argument("--single-file", action="store_true", help="ldm: names as within Stable Diffusion's files")
@@ -49,7 +58,7 @@ def _add_export(verbs: argparse._SubParsersAction) -> None:
 def _export(arguments: argparse.Namespace) -> None:
     from latentdiff.app.export import export
 
-    notes = export(
+    exported = export(
         arguments.checkpoint,
         arguments.dest,
         form=arguments.format.removeprefix("format="),
@@ -57,9 +66,17 @@ def _export(arguments: argparse.Namespace) -> None:
         scale=arguments.scale,
         shift=arguments.shift,
     )
-    print(f"first stage written: {arguments.dest}")
-    for note in notes:
+    print(f"{exported.what} written: {arguments.dest}")
+    for note in exported.notes:
         print(f"note: {note}")
+
+
+def _ema(arguments: argparse.Namespace) -> None:
+    from latentdiff.app.post_hoc_ema import reconstruct
+
+    made = reconstruct(arguments.run_dir, arguments.dest, length=arguments.length)
+    print(f"checkpoint written: {made.path}")
+    print(f"average of length {made.length:g} from {made.snapshots} snapshots, profile off by {made.profile_error:.2%}")
 
 
 def _make_shards(arguments: argparse.Namespace) -> None:

@@ -1,8 +1,9 @@
-"""A first stage in the format of another program."""
+"""A first stage, or the backbone of a second, in the format of another program."""
 
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -12,12 +13,23 @@ from safetensors import SafetensorError
 from latentdiff.checkpoint import store
 from latentdiff.checkpoint.foreign import diffusers, ldm
 from latentdiff.checkpoint.foreign import reading as foreign
+from latentdiff.checkpoint.foreign.backbones import own_backbone
 from latentdiff.checkpoint.foreign.statistics import Statistics
+from latentdiff.checkpoint.foreign.unet import diffusers as unet_diffusers
+from latentdiff.checkpoint.foreign.unet import ldm as unet_ldm
 from latentdiff.checkpoint.models import load_codec
 from latentdiff.config.errors import InputError
 from latentdiff.config.instantiate import load_config
+from latentdiff.models.backbones.unet import UNet
 
 Format = Literal["diffusers", "ldm"]
+
+
+@dataclass(frozen=True)
+class Exported:
+    what: str
+    notes: list[str]
+    """What the reader of the files should know."""
 
 
 def export(
@@ -28,40 +40,79 @@ def export(
     single_file: bool = False,
     scale: float | None = None,
     shift: float | None = None,
-) -> list[str]:
-    """Writes the averaged weights of a first stage to ``dest``, a new folder of diffusers or a new .safetensors file in
-    LDM's layout, there with ``single_file`` under the names within Stable Diffusion's. Returns what is to be said.
+) -> Exported:
+    """Writes the averaged weights of a first stage, or of a second stage's backbone, to ``dest``: a new folder of
+    diffusers or a new .safetensors file in LDM's layout, there with ``single_file`` under the names within Stable
+    Diffusion's.
 
     ``checkpoint`` may also be another program's autoencoder, so that one format becomes the other; ``scale`` and
     ``shift`` are those of its latents, where its files do not say them.
 
-    Raises InputError where ``checkpoint`` is no first stage, the format cannot hold it, or ``dest`` stands already.
+    Raises InputError where ``checkpoint`` is neither, the format cannot hold it, or ``dest`` stands already.
     """
     dest = Path(dest)
     if os.path.lexists(dest):
         raise InputError(f"'{dest}' stands already and is not overwritten; name another place, or remove it")
     if single_file and form != "ldm":
         raise InputError("--single-file is for format=ldm: the names within Stable Diffusion's single files")
-    statistics, size = None, None
-    if foreign.recognises(checkpoint):
-        statistics = foreign.read(checkpoint).chosen_statistics(scale=scale, shift=shift)
-    else:
-        size = _image_size(checkpoint)
-        if scale is not None or shift is not None:
-            raise InputError("--scale and --shift are for other programs' files; this checkpoint carries its own")
-    codec = load_codec(checkpoint, statistics=statistics)
-    statistics = statistics or Statistics(tuple(codec.mean.flatten().tolist()), tuple(codec.std.flatten().tolist()))
+    is_foreign = foreign.recognises(checkpoint)
+    if not is_foreign and (scale is not None or shift is not None):
+        raise InputError("--scale and --shift are for other programs' files; this checkpoint carries its own")
     try:
-        if form == "ldm":
-            return ldm.write(codec.autoencoder, statistics, dest, prefix=ldm.PREFIX if single_file else "")
-        return diffusers.write(codec.autoencoder, statistics, dest, sample_size=size)
+        if not is_foreign and _kind(checkpoint) == "diffusion":
+            return _backbone(checkpoint, dest, form, single_file)
+        return _first_stage(checkpoint, dest, form, single_file, scale, shift)
     except (OSError, SafetensorError) as error:
         why = getattr(error, "strerror", None) or error
         raise InputError(f"'{dest}' cannot be written ({why}); name another place") from error
 
 
+def _first_stage(
+    checkpoint: str | Path, dest: Path, form: Format, single_file: bool, scale: float | None, shift: float | None
+) -> Exported:
+    statistics, size = None, None
+    if foreign.recognises(checkpoint):
+        statistics = foreign.read(checkpoint).chosen_statistics(scale=scale, shift=shift)
+    else:
+        size = _image_size(checkpoint)
+    codec = load_codec(checkpoint, statistics=statistics)
+    statistics = statistics or Statistics(tuple(codec.mean.flatten().tolist()), tuple(codec.std.flatten().tolist()))
+    if form == "ldm":
+        notes = ldm.write(codec.autoencoder, statistics, dest, prefix=ldm.PREFIX if single_file else "")
+    else:
+        notes = diffusers.write(codec.autoencoder, statistics, dest, sample_size=size)
+    return Exported("first stage", notes)
+
+
+def _backbone(checkpoint: str | Path, dest: Path, form: Format, single_file: bool) -> Exported:
+    backbone = own_backbone(checkpoint)
+    if not isinstance(backbone, UNet):
+        raise InputError(
+            f"the backbone of '{checkpoint}' is a {type(backbone).__name__}; LDM's and diffusers' formats are written "
+            "of a UNet alone"
+        )
+    if form == "ldm":
+        notes = unet_ldm.write(backbone, dest, prefix=unet_ldm.PREFIX if single_file else "")
+    else:
+        size, latent = _image_size(checkpoint), _manifest(checkpoint).latent
+        notes = unet_diffusers.write(backbone, dest, sample_size=size // latent["factor"] if size and latent else None)
+    return Exported("backbone", notes)
+
+
+def _kind(checkpoint: str | Path) -> str:
+    """Of a checkpoint of ours; a kind that cannot be exported is refused as no first stage."""
+    kind = _manifest(checkpoint).kind
+    return kind if kind == "diffusion" else store.read_manifest(_place(checkpoint), expect_kind="autoencoder").kind
+
+
 def _image_size(checkpoint: str | Path) -> int | None:
     """That of training."""
-    path = store.resolve(checkpoint, prefer=("last", "best"))
-    store.read_manifest(path, expect_kind="autoencoder")
-    return OmegaConf.select(load_config(path / store.CONFIG), "data.size")
+    return OmegaConf.select(load_config(_place(checkpoint) / store.CONFIG), "data.size")
+
+
+def _manifest(checkpoint: str | Path) -> store.Manifest:
+    return store.read_manifest(_place(checkpoint))
+
+
+def _place(checkpoint: str | Path) -> Path:
+    return store.resolve(checkpoint, prefer=("last", "best"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx, once_differentiable
 
 from latentdiff.nn.norms import GroupNorm
 
@@ -31,11 +32,41 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, bias: Te
 
 def _attend_plain(q: Tensor, k: Tensor, v: Tensor, keys: Tensor | None, bias: Tensor | None) -> Tensor:
     """The CPU's softmax kernel computes in float32 and rounds its result to the dtype of the logits."""
-    logits = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
     if keys is None and bias is None:
-        return torch.softmax(logits, dim=-1) @ v
+        flat = (x.flatten(0, 1) for x in (q, k, v))
+        return _WeightsAgain.apply(*flat, q.shape[-1] ** -0.5).unflatten(0, q.shape[:2])
+    logits = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
     weights = torch.softmax(logits + _added(keys, bias, q.dtype), dim=-1)
     return weights @ (v if keys is None else v * keys.transpose(-1, -2))
+
+
+class _WeightsAgain(torch.autograd.Function):
+    """softmax(scale q k^T) v whose backward pass computes the weights once more instead of keeping them.
+
+    q (N, L, d), k and v (N, S, d). It costs no time and saves the largest activation of self-attention.
+    """
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+        ctx.save_for_backward(q, k, v)
+        ctx.scale = scale
+        return _weights(q, k, scale) @ v
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        q, k, v = ctx.saved_tensors
+        weights = _weights(q, k, ctx.scale)
+        d_weights = grad @ v.transpose(-1, -2)
+        d_logits = torch.ops.aten._softmax_backward_data(d_weights, weights, -1, weights.dtype)
+        none = q.new_empty(1)
+        d_q = torch.baddbmm(none, d_logits, k, beta=0, alpha=ctx.scale)
+        d_k = torch.baddbmm(none, d_logits.transpose(-1, -2), q, beta=0, alpha=ctx.scale)
+        return d_q, d_k, weights.transpose(-1, -2) @ grad, None
+
+
+def _weights(q: Tensor, k: Tensor, scale: float) -> Tensor:
+    return torch.softmax(torch.baddbmm(q.new_empty(1), q, k.transpose(-1, -2), beta=0, alpha=scale), dim=-1)
 
 
 def _added(keys: Tensor | None, bias: Tensor | None, dtype: torch.dtype) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -10,16 +12,32 @@ from latentdiff.nn.norms import GroupNorm
 
 
 class ResBlock(nn.Module):
-    """The UNet's residual block: the time embedding is added between its two convolutions; starts as its skip path."""
+    """The UNet's residual block: the time embedding enters between its two convolutions; starts as its skip path.
+
+    - ``scale_shift``: the embedding scales and shifts the second norm's output (arXiv:2105.05233, section 3, "adaptive
+      group normalization") in place of being added before it.
+    - ``resample``: the block doubles (nearest neighbour) or halves (mean of 2x2) height and width on both of its paths,
+      before its first convolution (arXiv:2011.13456, appendix H, after BigGAN).
+    """
 
     def __init__(
-        self, *, in_channels: int, out_channels: int, embedding: int, norm_groups: int = 32, dropout: float = 0.0
+        self,
+        *,
+        in_channels: int,
+        out_channels: int,
+        embedding: int,
+        norm_groups: int = 32,
+        dropout: float = 0.0,
+        scale_shift: bool = False,
+        resample: Literal["up", "down"] | None = None,
     ) -> None:
         super().__init__()
+        self.scale_shift, self.resample = scale_shift, resample
         self.in_layers = nn.Sequential(
             GroupNorm(in_channels, norm_groups), nn.SiLU(), nn.Conv2d(in_channels, out_channels, 3, padding=1)
         )
-        self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(embedding, out_channels))
+        width = 2 * out_channels if scale_shift else out_channels
+        self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(embedding, width))
         self.out_layers = nn.Sequential(
             GroupNorm(out_channels, norm_groups),
             nn.SiLU(),
@@ -30,10 +48,22 @@ class ResBlock(nn.Module):
         self.skip_connection = nn.Identity() if same else nn.Conv2d(in_channels, out_channels, 1)
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        """x (B, C, h, w), emb (B, embedding) -> (B, out_channels, h, w)."""
-        y = self.in_layers(x)
-        y = self.out_layers(y + self.emb_layers(emb)[:, :, None, None].to(y.dtype))
-        return self.skip_connection(x) + y
+        """x (B, C, h, w), emb (B, embedding) -> (B, out_channels, h, w), or at twice or half the height and width."""
+        norm, activation, convolution = self.in_layers
+        y = convolution(self._resampled(activation(norm(x))))
+        emb = self.emb_layers(emb)[:, :, None, None].to(y.dtype)
+        if self.scale_shift:
+            norm, activation, dropout, convolution = self.out_layers
+            scale, shift = emb.chunk(2, dim=1)
+            y = convolution(dropout(activation(norm(y) * (1 + scale) + shift)))
+        else:
+            y = self.out_layers(y + emb)
+        return self.skip_connection(self._resampled(x)) + y
+
+    def _resampled(self, x: Tensor) -> Tensor:
+        if self.resample is None:
+            return x
+        return F.interpolate(x, scale_factor=2.0, mode="nearest") if self.resample == "up" else F.avg_pool2d(x, 2)
 
 
 class Downsample(nn.Module):

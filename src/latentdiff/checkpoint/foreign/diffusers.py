@@ -59,7 +59,7 @@ def read(folder: Path, file: WeightsFile | None = None) -> Foreign:
     file = file or open_weights(weights_of(folder))
     architecture, statistics = diffusers_config.read(folder / CONFIG)
     own = diffusers_names(architecture)
-    found = {_renewed(name): name for name in file.names}
+    found = {renewed(name): name for name in file.names}
     check_names(own, found, file.path)
     tensors = file.load(file.names)
     weights = {own[name]: _as_convolution(name, tensors[found[name]]) for name in own}
@@ -111,7 +111,8 @@ def _diffusers_name(name: str, levels: int) -> str:
     return re.sub(r"^(en|de)coder\.norm_out\.", r"\1coder.conv_norm_out.", name)
 
 
-def _renewed(name: str) -> str:
+def renewed(name: str) -> str:
+    """The present name of a tensor that diffusers wrote, see ``_OLD_NAMES``."""
     return re.sub(r"(\.attentions\.\d+)\.(query|key|value|proj_attn)\.", lambda m: f"{m[1]}.{_OLD_NAMES[m[2]]}.", name)
 
 

@@ -72,7 +72,7 @@ def open_weights(path: Path) -> WeightsFile:
     )
 
 
-def check_names(wanted: Collection[str], found: Collection[str], path: Path) -> None:
+def check_names(wanted: Collection[str], found: Collection[str], path: Path, what: str = "the autoencoder") -> None:
     """Raises InputError where names are missing or surplus, with their counts and the first few of each."""
     faults = [
         f"{len(names)} {what} ({', '.join(sorted(names)[:4])}{', ...' if len(names) > 4 else ''})"
@@ -81,7 +81,7 @@ def check_names(wanted: Collection[str], found: Collection[str], path: Path) -> 
     ]
     if faults:
         raise InputError(
-            f"the tensors in '{path}' are not those of the autoencoder that it describes: {'; '.join(faults)}; "
+            f"the tensors in '{path}' are not those of {what} that it describes: {'; '.join(faults)}; "
             "use a complete file"
         )
 

@@ -6,32 +6,18 @@ Parameter names and layout are the published ones: the weights of LDM, SD 1, SD 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint as recomputed
 
 from latentdiff.config.errors import InputError
-from latentdiff.nn.attention import AttentionBlock, SpatialTransformer, zero_
+from latentdiff.nn.attention import zero_
 from latentdiff.nn.embeddings import position_embedding, timestep_embedding
 from latentdiff.nn.norms import GroupNorm
-from latentdiff.nn.resnet import Downsample, ResBlock, Upsample
+from latentdiff.nn.unet_stages import Stage, StageBuilder
 from latentdiff.types import Conditioning
-
-
-class Stage(nn.Sequential):
-    """Layers run in turn, each given what it reads: residual blocks the embedding, transformers the context."""
-
-    def forward(self, x: Tensor, emb: Tensor, context: Tensor | None, mask: Tensor | None) -> Tensor:
-        for layer in self:
-            if isinstance(layer, ResBlock):
-                x = layer(x, emb)
-            elif isinstance(layer, SpatialTransformer):
-                x = layer(x, context, mask)
-            else:
-                x = layer(x)
-        return x
 
 
 class UNet(nn.Module):
@@ -43,10 +29,18 @@ class UNet(nn.Module):
       one per level) that reads ``cond.tokens``; without, LDM's plain self-attention block.
     - Heads: either their number (``heads``, SD 1) or the width of each (``head_width``, LDM and SD 2).
     - ``vector_dim``: width of ``cond.vector``, added to the time embedding through SDXL's two-layer label_emb.
+    - ``num_classes``: rows of ADM's table label_emb, of which ``cond.label`` (int64 (B,), 0 to num_classes - 1) picks
+      what is added to the time embedding. "No class" is a row like any other: a model that is trained with condition
+      dropout needs one row more than its data has classes, the last (ImageNet: 1001, as in LDM and DiT). Published
+      files hold one label_emb, so ``vector_dim`` and ``num_classes`` exclude each other.
+    - ``use_scale_shift_norm``, ``resblock_updown``: see ``nn.resnet.ResBlock``; the latter halves and doubles with
+      residual blocks in place of single convolutions.
     - ``patch`` > 1 folds patch x patch positions into channels before the first convolution and unfolds them after
       the last; 1 is LDM. ``norm_groups`` is exact where it divides a layer's channels (see ``nn.norms``).
     - ``position_embedding``: add a fixed embedding of its place to every position after the first convolution; without
       it (LDM) places are known through the convolutions' zero padding alone, which a short training hardly learns.
+    - ``checkpoint``: in training, keep each stage's input alone and compute its inside again in the backward pass
+      (arXiv:1604.06174): less memory for about a third more time, the same gradients.
     - Attribute ``factor``: height and width of the input must be multiples of it.
     """
 
@@ -65,64 +59,80 @@ class UNet(nn.Module):
         transformer_depth: int | Sequence[int] = 1,
         use_linear: bool = False,
         vector_dim: int | None = None,
+        num_classes: int | None = None,
+        use_scale_shift_norm: bool = False,
+        resblock_updown: bool = False,
         dropout: float = 0.0,
         patch: int = 1,
         position_embedding: bool = False,
         norm_groups: int = 32,
+        checkpoint: bool = False,
     ) -> None:
         super().__init__()
         widths = [channels * m for m in channel_multipliers]
         depths = [transformer_depth] * len(widths) if isinstance(transformer_depth, int) else list(transformer_depth)
-        _check(len(widths), attention_factors, depths, heads, head_width)
-        self.in_channels, self.context_dim, self.vector_dim = in_channels, context_dim, vector_dim
-        self.channels = channels
-        self.patch = patch
-        self.position_embedding = position_embedding
+        self.in_channels, self.out_channels, self.channels = in_channels, out_channels, channels
+        self.context_dim, self.vector_dim, self.num_classes = context_dim, vector_dim, num_classes
+        self.patch, self.position_embedding, self.checkpoint = patch, position_embedding, checkpoint
         self.factor = patch * 2 ** (len(widths) - 1)
         embedding = 4 * channels
-        self.time_embed = _two_layers(channels, embedding)
-        if vector_dim is not None:
-            self.label_emb = nn.Sequential(_two_layers(vector_dim, embedding))
-
-        parts = _Parts(
+        builder = StageBuilder(
             widths=widths,
             depths=depths,
+            num_res_blocks=num_res_blocks,
             attention_factors=attention_factors,
             embedding=embedding,
             context_dim=context_dim,
             heads=heads,
             head_width=head_width,
             use_linear=use_linear,
+            scale_shift=use_scale_shift_norm,
+            resblock_updown=resblock_updown,
             norm_groups=norm_groups,
             dropout=dropout,
         )
+        self.time_embed = _two_layers(channels, embedding)
+        if (label_emb := _label_embedding(vector_dim, num_classes, embedding)) is not None:
+            self.label_emb = label_emb
         first = nn.Conv2d(in_channels * patch**2, channels, 3, padding=1)
-        self.input_blocks, skips = _input_blocks(parts, first, num_res_blocks)
-        self.middle_block = _middle_block(parts)
-        self.output_blocks = _output_blocks(parts, skips, num_res_blocks)
+        self.input_blocks, skips = builder.input_blocks(first)
+        self.middle_block = builder.middle_block()
+        self.output_blocks = builder.output_blocks(skips)
         last = zero_(nn.Conv2d(widths[0], out_channels * patch**2, 3, padding=1))
         self.out = nn.Sequential(GroupNorm(widths[0], norm_groups), nn.SiLU(), last)
 
     def forward(self, x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
         """Raises InputError where the input or the conditioning does not fit the constructor's numbers."""
         x = self._join(x, cond)
-        dtype = self.time_embed[0].weight.dtype
-        emb = self.time_embed(timestep_embedding(t, self.channels).to(dtype))
-        if self.vector_dim is not None:
-            emb = emb + self.label_emb(cond.vector)
+        emb = self._embedding(t, cond)
         if self.patch > 1:
             x = F.pixel_unshuffle(x, self.patch)
         skips = []
         for stage in self.input_blocks:
-            x = stage(x, emb, cond.tokens, cond.mask)
+            x = self._run(stage, x, emb, cond)
             if self.position_embedding and not skips:
                 x = x + position_embedding(*x.shape[-2:], self.channels, x.device).to(x.dtype)
             skips.append(x)
-        x = self.middle_block(x, emb, cond.tokens, cond.mask)
+        x = self._run(self.middle_block, x, emb, cond)
         for stage in self.output_blocks:
-            x = stage(torch.cat([x, skips.pop()], dim=1), emb, cond.tokens, cond.mask)
+            x = self._run(stage, x, emb, cond, skips.pop())
         x = self.out(x)
         return F.pixel_shuffle(x, self.patch) if self.patch > 1 else x
+
+    def _run(self, stage: Stage, x: Tensor, emb: Tensor, cond: Conditioning, skip: Tensor | None = None) -> Tensor:
+        if self.checkpoint and self.training and torch.is_grad_enabled():
+            return recomputed(stage, x, emb, cond.tokens, cond.mask, skip, use_reentrant=False)
+        return stage(x, emb, cond.tokens, cond.mask, skip)
+
+    def _embedding(self, t: Tensor, cond: Conditioning) -> Tensor:
+        """Of the time, and of the class or the vector where there is one: (B, 4 * channels)."""
+        dtype = self.time_embed[0].weight.dtype
+        emb = self.time_embed(timestep_embedding(t, self.channels).to(dtype))
+        if self.vector_dim is not None:
+            return emb + self.label_emb(cond.vector)
+        if self.num_classes is not None:
+            return emb + self.label_emb(cond.label).to(emb.dtype)
+        return emb
 
     def _join(self, x: Tensor, cond: Conditioning) -> Tensor:
         """The latent and the spatial condition along the channels, after checking all shapes."""
@@ -136,6 +146,11 @@ class UNet(nn.Module):
                     f"UNet: the conditioning's {name} have width {found}, the UNet was built for {width}; "
                     "make the conditioner and the backbone agree (context_dim, vector_dim)"
                 )
+        if (cond.label is None) != (self.num_classes is None):
+            raise InputError(
+                f"UNet: the conditioning {'has no' if cond.label is None else 'has a'} class label, the UNet was built "
+                f"with num_classes={self.num_classes}; make the conditioner and the backbone agree"
+            )
         if cond.spatial is not None:
             if cond.spatial.shape[-2:] != x.shape[-2:]:
                 raise InputError(
@@ -156,103 +171,16 @@ class UNet(nn.Module):
         return x
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Parts:
-    """Builds the layers of each level."""
-
-    widths: Sequence[int]
-    depths: Sequence[int]
-    attention_factors: Sequence[int]
-    embedding: int
-    context_dim: int | None
-    heads: int | None
-    head_width: int | None
-    use_linear: bool
-    norm_groups: int
-    dropout: float
-
-    def res(self, before: int, width: int) -> ResBlock:
-        return ResBlock(
-            in_channels=before,
-            out_channels=width,
-            embedding=self.embedding,
-            norm_groups=self.norm_groups,
-            dropout=self.dropout,
+def _label_embedding(vector_dim: int | None, num_classes: int | None, embedding: int) -> nn.Module | None:
+    if vector_dim is not None and num_classes is not None:
+        raise InputError(
+            f"UNet: vector_dim ({vector_dim}) and num_classes ({num_classes}) are both given, but there is one "
+            "label_emb; leave one out, or let the conditioner give the class as a part of the vector"
         )
-
-    def attention(self, level: int) -> nn.Module:
-        width = self.widths[level]
-        heads = _head_count(width, self.heads, self.head_width)
-        if self.context_dim is None:
-            return AttentionBlock(channels=width, heads=heads, norm_groups=self.norm_groups)
-        return SpatialTransformer(
-            channels=width,
-            heads=heads,
-            context_dim=self.context_dim,
-            depth=self.depths[level],
-            use_linear=self.use_linear,
-            norm_groups=self.norm_groups,
-            dropout=self.dropout,
-        )
-
-    def layers(self, before: int, level: int) -> list[nn.Module]:
-        """A residual block to the level's width, with attention behind it where the level has it."""
-        block = self.res(before, self.widths[level])
-        return [block, self.attention(level)] if 2**level in self.attention_factors else [block]
-
-
-def _input_blocks(parts: _Parts, first: nn.Conv2d, num_res_blocks: int) -> tuple[nn.ModuleList, list[int]]:
-    """The descending half and the width of each of its outputs."""
-    blocks, skips = nn.ModuleList([Stage(first)]), [first.out_channels]
-    for level, width in enumerate(parts.widths):
-        for _ in range(num_res_blocks):
-            blocks.append(Stage(*parts.layers(skips[-1], level)))
-            skips.append(width)
-        if level < len(parts.widths) - 1:
-            blocks.append(Stage(Downsample(width)))
-            skips.append(width)
-    return blocks, skips
-
-
-def _middle_block(parts: _Parts) -> Stage:
-    width, lowest = parts.widths[-1], len(parts.widths) - 1
-    return Stage(parts.res(width, width), parts.attention(lowest), parts.res(width, width))
-
-
-def _output_blocks(parts: _Parts, skips: list[int], num_res_blocks: int) -> nn.ModuleList:
-    """The ascending half; each block also reads the output of the descending half's block opposite to it."""
-    blocks, skips, now = nn.ModuleList(), list(skips), skips[-1]
-    for level, width in reversed(list(enumerate(parts.widths))):
-        for i in range(num_res_blocks + 1):
-            layers = parts.layers(now + skips.pop(), level)
-            if level > 0 and i == num_res_blocks:
-                layers.append(Upsample(width))
-            blocks.append(Stage(*layers))
-            now = width
-    return blocks
+    if num_classes is not None:
+        return nn.Embedding(num_classes, embedding)
+    return None if vector_dim is None else nn.Sequential(_two_layers(vector_dim, embedding))
 
 
 def _two_layers(width: int, embedding: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(width, embedding), nn.SiLU(), nn.Linear(embedding, embedding))
-
-
-def _head_count(width: int, heads: int | None, head_width: int | None) -> int:
-    count = heads if heads is not None else width // head_width
-    if count == 0 or width % count or head_width not in (None, width // count):
-        raise InputError(
-            f"UNet: a level of {width} channels cannot be split evenly into heads (heads={heads}, "
-            f"head_width={head_width}); choose a number that divides every level's channels"
-        )
-    return count
-
-
-def _check(
-    levels: int, attention_factors: Sequence[int], depths: Sequence[int], heads: int | None, head_width: int | None
-) -> None:
-    if (heads is None) == (head_width is None):
-        raise InputError(f"UNet: give exactly one of heads and head_width, got {heads} and {head_width}")
-    known = [2**i for i in range(levels)]
-    if strange := [f for f in attention_factors if f not in known]:
-        raise InputError(f"UNet: attention_factors {strange} name no level; the down-factors are {known}")
-    if len(depths) != levels:
-        raise InputError(f"UNet: transformer_depth has {len(depths)} entries for {levels} levels")
