@@ -1,11 +1,16 @@
-"""What train.py holds against the first stage before any work."""
+"""What train.py refuses before any work."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
+import torch
 from omegaconf import DictConfig, OmegaConf
 
-from latentdiff.app.preflight import check_latents
+from latentdiff.app import preflight
+from latentdiff.app.preflight import check_backbone, check_kind, check_latents, check_resume, check_sampling, check_task
+from latentdiff.checkpoint import store
 from latentdiff.config.errors import InputError
 
 
@@ -40,3 +45,165 @@ def test_a_backbone_that_reads_fewer_channels_than_the_latents_have_is_refused()
 def test_an_image_size_that_does_not_divide_is_refused() -> None:
     with pytest.raises(InputError, match=r"data\.size: 20 is not divisible by 4 .* x 2 .* = 8; 16 is"):
         check_latents(config(size=20), {"channels": 4, "factor": 4})
+
+
+def test_a_task_without_a_backbone_is_held_against_the_autoencoder_alone() -> None:
+    cfg = config(size=20)
+    cfg.backbone = None
+    check_latents(cfg, {"channels": 4, "factor": 4})
+    with pytest.raises(InputError, match=r"data\.size: 20 is not divisible by the autoencoder's factor = 8"):
+        check_latents(cfg, {"channels": 4, "factor": 8})
+
+
+def diffusion_config(changes: dict[str, object] | None = None) -> DictConfig:
+    """Of stage two, with the latents' shape filled in."""
+    parts = {
+        "path": {"_target_": "latentdiff.diffusion.path.RectifiedFlow"},
+        "parameterization": {"_target_": "latentdiff.diffusion.parameterization.Velocity"},
+    }
+    module = {"_target_": "latentdiff.conditioning.text_transformer.TextTransformerConditioner", "drop": 0.1}
+    own = {
+        "task": {
+            "_target_": "latentdiff.training.diffusion_module.DiffusionModule",
+            "denoiser": {"_target_": "latentdiff.diffusion.denoiser.Denoiser", "backbone": "${backbone}", **parts},
+        },
+        "sampler": {
+            "solver": {"_target_": "latentdiff.diffusion.samplers.euler.Euler"},
+            "grid": {"_target_": "latentdiff.diffusion.grids.Uniform"},
+            "steps": 3,
+        },
+        "guidance": {"_target_": "latentdiff.diffusion.guidance.ClassifierFree", "scale": 3.0},
+        "conditioner": {"width": 4, "module": module},
+        "init_backbone": None,
+        "latent": {"channels": 4, "factor": 8},
+    }
+    cfg = OmegaConf.merge(config(), own)
+    for key, value in (changes or {}).items():
+        OmegaConf.update(cfg, key, value, force_add=True)
+    return cfg
+
+
+def test_a_sound_configuration_passes() -> None:
+    cfg = diffusion_config()
+    check_task(cfg)
+    check_backbone(cfg, resumed=False)
+    check_sampling(cfg)
+    assert preflight.kind_of(cfg) == "diffusion"
+
+
+POWER = {"_target_": "latentdiff.training.power_ema.PowerEma", "_partial_": True}
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("task.micro_batch", 0, r"task\.micro_batch: .* at least 1"),
+        ("task.offset_noise", -0.5, r"task\.offset_noise: expected a strength of at least 0"),
+        ("task.power_ema", {**POWER, "lengths": [0.1]}, r"power_ema\.lengths: expected at least two"),
+        ("task.power_ema", {**POWER, "lengths": [0.1, 0.4]}, r"EMA length: expected one in \(0, 0\.2887\)"),
+    ],
+)
+def test_faulty_tasks_are_refused(key: str, value: object, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        check_task(diffusion_config({key: value}))
+
+
+def test_power_averages_of_a_sound_configuration_pass() -> None:
+    check_task(diffusion_config({"task.power_ema": POWER}))
+
+
+def test_weights_for_a_backbone_need_a_task_that_has_one() -> None:
+    cfg = diffusion_config({"init_backbone": "somewhere"})
+    cfg.task = {"_target_": "latentdiff.training.autoencoder_module.AutoencoderModule"}
+    with pytest.raises(InputError, match="init_backbone: it is for a denoiser's backbone"):
+        check_task(cfg)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("conditioner.width", 5, r"backbone\.context_dim: .* tokens of width 4, the conditioner gives width 5"),
+        ("task.compile", "all", r"task\.compile: expected none or blocks, got 'all'"),
+        ("init_backbone", "/no/such/file.ckpt", r"init_backbone: '/no/such/file\.ckpt' does not exist"),
+        ("init_backbone", "/", r"init_backbone: no checkpoint found under '/'"),
+    ],
+)
+def test_backbones_that_do_not_fit_are_refused(key: str, value: object, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        check_backbone(diffusion_config({key: value}), resumed=False)
+    if key == "init_backbone":
+        check_backbone(diffusion_config({key: value}), resumed=True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sampler.steps": 0}, r"sampler\.steps: expected a whole number of at least 1, got 0"),
+        ({"sampler.steps": 2.5}, r"sampler\.steps: expected a whole number of at least 1, got 2\.5"),
+        (
+            {"sampler.grid": {"_target_": "latentdiff.diffusion.grids.Shifted", "shift": -1.0}},
+            r"sampler: .*Shifted: shift must be positive",
+        ),
+        (
+            {"sampler.grid": {"_target_": "latentdiff.diffusion.grids.Leading"}},
+            "sampler: Leading picks entries of a discrete path",
+        ),
+        (
+            {"task.denoiser.path": {"_target_": "latentdiff.diffusion.path.ScaledLinearDDPM"}},
+            "diffusion: Velocity on ScaledLinearDDPM",
+        ),
+        ({"conditioner.module.drop": 0}, "guidance: ClassifierFree compares with the null condition"),
+        (
+            {"guidance": {"_target_": "latentdiff.checkpoint.guides.CheckpointAutoguidance", "checkpoint": "x"}},
+            "guidance: CheckpointAutoguidance reads a second checkpoint",
+        ),
+    ],
+)
+def test_sampling_that_cannot_work_is_refused(changes: dict, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        check_sampling(diffusion_config(changes))
+
+
+class Diverging:
+    """Stands for a sampler that divides by alpha."""
+
+    def __call__(self, denoise, path, x, times, noise_at, on_step=None):
+        return denoise(x, times[:1]) + 1 / path.alpha_sigma(times[:1])[0]
+
+
+def test_a_sampler_that_ends_without_finite_numbers_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = preflight.build
+    solver = diffusion_config().sampler.solver
+    monkeypatch.setattr(preflight, "build", lambda node: Diverging() if node == solver else plain(node))
+    with pytest.raises(InputError, match="sampler: Diverging with RectifiedFlow does not end with finite numbers"):
+        check_sampling(diffusion_config())
+
+
+def test_power_averages_can_neither_join_nor_leave_a_resumed_run(tmp_path: Path) -> None:
+    store.save(
+        tmp_path / "last",
+        kind="diffusion",
+        model={"a": torch.zeros(1)},
+        config=OmegaConf.to_yaml(diffusion_config(), resolve=True),
+        counters={"batches_seen": 1, "images_seen": 2},
+        train_state={},
+    )
+    check_resume(diffusion_config(), tmp_path / "last")
+    check_resume(diffusion_config({"task.power_ema": None}), tmp_path / "last")
+    with pytest.raises(InputError, match=r"another architecture(?s:.*)task\.power_ema: None in the checkpoint"):
+        check_resume(diffusion_config({"task.power_ema": POWER}), tmp_path / "last")
+
+
+def test_a_checkpoint_without_training_state_or_of_another_kind_is_refused(tmp_path: Path) -> None:
+    store.save(
+        tmp_path / "made",
+        kind="diffusion",
+        model={"a": torch.zeros(1)},
+        config=OmegaConf.to_yaml(diffusion_config(), resolve=True),
+        counters={"batches_seen": 1, "images_seen": 2},
+    )
+    with pytest.raises(InputError, match="saved without training state and cannot be resumed"):
+        check_kind(diffusion_config(), tmp_path / "made")
+    cfg = diffusion_config({"task._target_": "latentdiff.training.autoencoder_module.AutoencoderModule"})
+    with pytest.raises(InputError, match=r"kind diffusion .*one of kind autoencoder"):
+        check_kind(cfg, tmp_path / "made")

@@ -25,11 +25,12 @@ from latentdiff.config.instantiate import build
 from latentdiff.config.validate import validate
 from latentdiff.models.autoencoder.codec import LatentCodec
 from latentdiff.training.checkpoint_io import DirectoryCheckpointIO
-from latentdiff.types import Batch
+from latentdiff.types import Batch, Conditioning
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 AE = ("train", "experiment=ae_kl")
 LDM = ("train", "experiment=ldm_txt2img")
+CLASSIFIER = ("train", "experiment=classifier")
 EVALUATE = ("evaluate", "checkpoint=somewhere")
 SAMPLE = ("sample", "checkpoint=somewhere", "prompt=a red circle")
 ROOTS_OF: dict[str, list[tuple[str, ...]]] = {
@@ -37,12 +38,13 @@ ROOTS_OF: dict[str, list[tuple[str, ...]]] = {
     "autoencoder": [AE],
     "reconstruction": [AE],
     "backbone": [LDM],
+    "classifier": [CLASSIFIER],
     "conditioner": [LDM],
     "diffusion": [LDM],
     "first_stage": [LDM],
-    "guidance": [LDM, EVALUATE],
+    "guidance": [LDM, EVALUATE, SAMPLE],
     "sampler": [LDM, SAMPLE],
-    "callbacks": [AE, LDM],
+    "callbacks": [AE, LDM, CLASSIFIER],
     "data": [LDM, EVALUATE],
     "experiment": [("train",)],
     "hydra": [AE],
@@ -50,11 +52,13 @@ ROOTS_OF: dict[str, list[tuple[str, ...]]] = {
     "metrics": [EVALUATE],
     "optim": [AE],
     "paths": [AE],
-    "task": [AE, LDM],
+    "task": [AE, LDM, CLASSIFIER],
     "trainer": [AE, SAMPLE],
 }
-TASK_OF = {"autoencoder": AE, "diffusion": LDM}
+TASK_OF = {"autoencoder": AE, "diffusion": LDM, "classifier": CLASSIFIER}
 """Tasks and their callbacks go with the experiments of their own."""
+OF_A_CHECKPOINT = ("guidance=classifier", "guidance=autoguidance")
+"""Read a second checkpoint, which training has none of."""
 
 
 def options(group: str) -> list[str]:
@@ -63,7 +67,7 @@ def options(group: str) -> list[str]:
 
 
 def fits(group: str, option: str, root: tuple[str, ...]) -> bool:
-    if option == "checkpoint":
+    if option == "checkpoint" or f"{group}={option}" in OF_A_CHECKPOINT:
         return root[0] != "train"
     return group not in ("task", "callbacks") or TASK_OF.get(option) == root
 
@@ -87,7 +91,8 @@ def _composed(root: str, *overrides: str) -> DictConfig:
     schema.register()
     needs = any(line == "data=webdataset" or line.startswith("experiment=paper/") for line in overrides)
     data = ("data.train=shards",) if needs else ()
-    cfg, faults = compose(CONFIGS, root, [*overrides, *data])
+    guide = ("guidance.checkpoint=somewhere",) if set(overrides) & set(OF_A_CHECKPOINT) else ()
+    cfg, faults = compose(CONFIGS, root, [*overrides, *data, *guide])
     assert [str(fault) for fault in faults] == []
     about = schema.ROOTS[root]
     assert [str(fault) for fault in validate(cfg, injected=about.injected, runtime=about.runtime)] == []
@@ -143,8 +148,13 @@ def test_autoencoders_keep_the_image_s_shape(option: str) -> None:
 def test_backbones_keep_the_latent_s_shape(option: str) -> None:
     cfg = train_config("experiment=ldm_txt2img", f"backbone={option}")
     backbone, conditioner = on_meta(cfg.backbone), on_meta(cfg.conditioner.module)
-    latent = torch.empty(2, 4, 8, 8, device="meta")
-    assert backbone(latent, torch.ones(2, device="meta"), conditioner.null(2)).shape == latent.shape
+    latent = torch.empty(2, 4, 2 * backbone.factor, backbone.factor, device="meta")
+    cond = conditioner.null(2)
+    if backbone.context_dim != cfg.conditioner.width:  # published ones read what they were trained with
+        tokens = None if backbone.context_dim is None else torch.empty(2, 1, backbone.context_dim, device="meta")
+        vector = None if backbone.vector_dim is None else torch.empty(2, backbone.vector_dim, device="meta")
+        cond = Conditioning(tokens=tokens, vector=vector)
+    assert backbone(latent, torch.ones(2, device="meta"), cond).shape == latent.shape
 
 
 @pytest.mark.parametrize(
@@ -222,6 +232,20 @@ def test_lpips_is_built_from_a_file_of_vgg16(tmp_path: Path) -> None:
     assert not any(parameter.requires_grad for parameter in loss.perceptual.parameters())
 
 
+@pytest.mark.parametrize("option", options("classifier"))
+def test_classifiers_answer_for_the_latents_of_their_experiment(option: str) -> None:
+    cfg = train_config("experiment=classifier", f"classifier={option}")
+    classifier = on_meta(cfg.task.classifier)
+    latent, t = torch.empty(2, 4, 16, 16, device="meta"), torch.ones(2, device="meta")
+    assert classifier(latent, t).shape == (2, cfg.classifier.classes)
+    assert cfg.diffusion.path == train_config("experiment=ldm_txt2img").diffusion.path
+
+
+def test_the_base_of_classifier_guidance_is_a_choice() -> None:
+    chosen = ("guidance=classifier", "guidance@guidance.base=classifier_free", "guidance.base.scale=2.0")
+    assert build(composed(*SAMPLE, *chosen).guidance.base).scale == 2.0
+
+
 SMALL = {
     "adversarial": (AE, ["adversarial.discriminator", "adversarial.schedule", "adversarial.optimizer"]),
     "diffusion": (LDM, ["diffusion"]),
@@ -240,7 +264,7 @@ SMALL = {
         pytest.param(group, option, id=f"{group}={option}")
         for group in SMALL
         for option in options(group)
-        if option not in ("checkpoint", "inception", "lpips")
+        if option not in ("checkpoint", "inception", "lpips") and f"{group}={option}" not in OF_A_CHECKPOINT
     ],
 )
 def test_small_parts_are_built(group: str, option: str) -> None:
@@ -288,7 +312,10 @@ def test_experiments_are_built_and_their_shapes_fit(name: str) -> None:
     with torch.device("meta"):
         module = build(cfg.task, inject=parts)
     assert size % module.latent["factor"] == 0
-    if parts:
+    if "classifier" in cfg.task:
+        latent = module.codec.moments(image)[0]
+        assert module.model(latent, torch.ones(2, device="meta")).shape == (2, cfg.classifier.classes)
+    elif parts:
         latent = module.codec.moments(image)[0]
         denoiser, conditioner = module.model["denoiser"], module.model["conditioner"]
         cond = conditioner(Batch(keys=["a", "b"], image=image, caption=["a red circle", ""]), module.codec)

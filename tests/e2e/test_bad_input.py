@@ -142,25 +142,74 @@ STAGE_TWO: dict[str, tuple[Overrides, str]] = {
         lambda p: [f"resume={p.ldm}", f"first_stage.checkpoint={p.home}/other"],
         "first_stage.checkpoint: '.*' was trained on the first stage [0-9a-f]{12}, '.*other.*' is [0-9a-f]{12}",
     ),
-    "sampler without steps": (lambda p: ["sampler.steps=0"], "sampler or diffusion: .* got 0"),
+    "sampler without steps": (lambda p: ["sampler.steps=0"], "sampler.steps: expected a whole number .* got 0"),
+    "grid for another path": (lambda p: ["sampler=plms_leading"], "sampler: .*RectifiedFlow has no table"),
+    "unknown spacing": (lambda p: ["sampler=dimm"], "key sampler: .*'sampler/dimm'; did you mean ddim"),
+    "refused pair": (
+        lambda p: [
+            "diffusion=ddpm_epsilon",
+            "diffusion.parameterization._target_=latentdiff.diffusion.parameterization.Velocity",
+        ],
+        "diffusion: Velocity on ScaledLinearDDPM: .*; use V",
+    ),
+    "guidance without condition dropout": (
+        lambda p: ["conditioner.module.drop=0"],
+        "guidance: ClassifierFree compares with the null condition.*choose guidance=none",
+    ),
+    "guidance of another checkpoint": (
+        lambda p: ["guidance=autoguidance", f"guidance.checkpoint={p.ldm}"],
+        "guidance: CheckpointAutoguidance reads a second checkpoint",
+    ),
+    "context width": (
+        lambda p: ["backbone.context_dim=48"],
+        "backbone.context_dim: the backbone reads tokens of width 48, the conditioner gives width 32",
+    ),
+    "unknown compilation": (lambda p: ["task.compile=all"], "key task.compile: expected 'none' or 'blocks', got 'all'"),
+    "negative offset noise": (lambda p: ["task.offset_noise=-0.1"], "task.offset_noise: expected .* got -0.1"),
+    "one power average": (
+        lambda p: [POWER_EMA.replace("}", ", lengths: [0.1]}")],
+        "power_ema.lengths: expected at least two different ones, got",
+    ),
+    "power averages that join": (
+        lambda p: [f"resume={p.ldm}", POWER_EMA],
+        "another architecture.*task.power_ema: None in the checkpoint",
+    ),
+    "no such weights": (lambda p: ["init_backbone=/no/unet"], "init_backbone: '/no/unet' does not exist"),
+    "weights of a first stage": (
+        lambda p: [f"init_backbone={p.autoencoder}"],
+        "init_backbone: .*kind autoencoder .*one of kind diffusion",
+    ),
+    "weights of another backbone": (
+        lambda p: [f"init_backbone={p.ldm}", "backbone.channels=64"],
+        "init_backbone: .*'.*ldm",
+    ),
 }
+
+POWER_EMA = "task.power_ema={_target_: latentdiff.training.power_ema.PowerEma, _partial_: true}"
 
 SLOW = {
     "a file as first stage",
     "folder without shards",
     "fraction for a number",
+    "guidance of another checkpoint",
     "mistyped group",
     "negative batch",
     "negative learning rate",
+    "negative offset noise",
     "no last to resume",
     "no shard named",
     "no size",
     "no such validation shard",
+    "no such weights",
+    "one power average",
     "resume of another stage",
+    "sampler without steps",
     "stage two to be trained as first stage",
     "target that is not there",
+    "unknown spacing",
     "text for a part's number",
     "uneven batch before a first stage",
+    "unknown compilation",
     "unwritable outputs",
 }
 """Left out of the default suite: others are refused at the same place."""

@@ -46,7 +46,9 @@ def test_two_processes_train_as_one(
     constant = ("optim=adamw", "optim.lr=1.0e-3", "+optim.optimizer.eps=1.0e-3")
     command = (*getattr(programs, stage), *constant)
     if stage == "stage_two":
-        command = (*command, f"first_stage.checkpoint={request.getfixturevalue('autoencoder')}")
+        # the embedded experiment's law of t depends on max_batches
+        first = request.getfixturevalue("autoencoder")
+        command = (*command, f"first_stage.checkpoint={first}", "diffusion=rectified_flow")
     one, two = tmp_path / "one", tmp_path / "two"
     programs.done("train", *command, "max_batches=6", f"run_dir={one}")
     train_in_two_processes(programs, command, two)

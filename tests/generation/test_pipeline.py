@@ -7,13 +7,14 @@ from torch import nn
 from latentdiff.config.errors import InputError
 from latentdiff.diffusion.denoiser import Denoiser
 from latentdiff.diffusion.grids import Leading, Uniform
-from latentdiff.diffusion.guidance import ClassifierFree, Unguided
+from latentdiff.diffusion.guidance import Autoguidance, ClassifierFree, ClassifierGuidance, Several, Unguided
 from latentdiff.diffusion.noise import seeded_noise
 from latentdiff.diffusion.parameterization import Sample
 from latentdiff.diffusion.path import RectifiedFlow
 from latentdiff.diffusion.samplers.ddim import DDIM
 from latentdiff.diffusion.samplers.euler import Euler
 from latentdiff.generation.pipeline import LatentPipeline, Reconstruction, to_uint8
+from latentdiff.models.classifier import NoisyClassifier
 from latentdiff.types import Batch, Conditioning
 
 
@@ -40,6 +41,9 @@ class LabelConditioner:
 
     def null(self, n):
         return Conditioning(vector=torch.zeros(n, 1))
+
+    def alone(self, batch, codec):
+        return {"label": self(batch, codec)}
 
 
 class LabelBackbone(nn.Module):
@@ -88,6 +92,62 @@ def test_a_known_denoiser_gives_known_pixels():
 def test_guidance_gets_condition_and_null():
     images = pipeline(guidance=ClassifierFree(scale=2.0))(batch(-5), [1])
     assert set(images.flatten().tolist()) == {0}
+
+
+def test_a_negative_condition_takes_the_place_of_the_empty_one():
+    made = pipeline(guidance=ClassifierFree(scale=3.0))
+    latents = made.latents(batch(1, 2), [0, 1], negative=batch(3, 4))
+    expected = torch.tensor([0.3 + 3 * (0.1 - 0.3), 0.4 + 3 * (0.2 - 0.4)]).view(2, 1, 1, 1)
+    assert torch.allclose(latents, expected.expand_as(latents))
+
+
+def test_parts_of_the_conditioner_reach_the_guidance_that_scales_them():
+    latents = pipeline(guidance=Several(scales={"label": 2.0})).latents(batch(3), [0])
+    assert torch.allclose(latents, torch.full_like(latents, 0.6))
+
+
+def test_the_guide_reads_its_own_conditioner():
+    class Doubling(nn.Module):
+        def forward(self, batch, codec):
+            return Conditioning(vector=2 * batch.label[:, None].float())
+
+    guide = Denoiser(backbone=LabelBackbone(), path=RectifiedFlow(), parameterization=Sample())
+    own = pipeline(guidance=Autoguidance(guide=guide, conditioner=Doubling(), scale=3.0)).latents(batch(4), [0])
+    assert torch.allclose(own, torch.full_like(own, 0.8 + 3 * (0.4 - 0.8)))
+    shared = pipeline(guidance=Autoguidance(guide=guide, scale=3.0)).latents(batch(4), [0])
+    assert torch.allclose(shared, torch.full_like(shared, 0.4))
+
+
+class Brightness(nn.Module):
+    """Class 1 is bright: logits 0 and the mean of x, which it looks at in the last step alone."""
+
+    classes, factor = 2, 1
+
+    def forward(self, x, t):
+        mean = x.flatten(1).mean(1) * (t < 300)
+        return torch.stack([torch.zeros_like(mean), mean], 1)
+
+
+@pytest.mark.parametrize("precision", [None, torch.bfloat16])
+def test_a_classifier_steers_to_the_label_of_each_sample(precision):
+    classifier = NoisyClassifier(network=Brightness(), path=RectifiedFlow())
+    plain = pipeline(precision=precision).latents(batch(0, 1), [1, 2])
+    guided = ClassifierGuidance(classifier=classifier, scale=500.0)
+    steered = pipeline(guidance=guided, precision=precision).latents(batch(0, 1), [1, 2])
+    assert not steered.requires_grad
+    assert steered[0].mean() < plain[0].mean() - 0.05
+    assert steered[1].mean() > plain[1].mean() + 0.05
+    off = pipeline(guidance=ClassifierGuidance(classifier=classifier, scale=0.0)).latents(batch(-1), [1])
+    assert torch.allclose(off, torch.full_like(off, -0.1))
+
+
+def test_a_classifier_needs_a_label_that_it_knows():
+    classifier = NoisyClassifier(network=Brightness(), path=RectifiedFlow())
+    made = pipeline(guidance=ClassifierGuidance(classifier=classifier, scale=2.0))
+    with pytest.raises(InputError, match=r"knows the labels 0 to 1; 2 of 3 samples .* first -1 \(-1\), 2 \(2\)"):
+        made.latents(batch(-1, 1, 2), [0, 1, 2])
+    with pytest.raises(InputError, match="needs a label per sample"):
+        made.latents(Batch(keys=["a"]), [0])
 
 
 @pytest.mark.parametrize("sampler", [Euler(), DDIM(eta=1.0)])
@@ -179,5 +239,7 @@ def test_describes_itself_for_the_card():
     card = pipeline(sampler=DDIM(eta=0.5), guidance=ClassifierFree(scale=3.0)).describe()
     assert card["sampler"] == {"name": "DDIM", "eta": 0.5}
     assert card["guidance"] == {"name": "ClassifierFree", "scale": 3.0}
+    several = pipeline(guidance=Several(scales={"label": 2.0})).describe()["guidance"]
+    assert several == {"name": "Several", "scales": {"label": 2.0}}
     assert (card["steps"], card["times"]) == (4, [1.0, 0.75, 0.5, 0.25, 0.0])
     assert (card["path"], card["precision"], card["latent_shape"]) == ("RectifiedFlow", "float32", [3, 4, 4])

@@ -4,7 +4,13 @@ import pytest
 import pytorch_lightning as pl
 import torch
 
+from latentdiff.config.errors import InputError
+from latentdiff.diffusion.loss import DiffusionLoss
 from latentdiff.diffusion.noise import Draws
+from latentdiff.diffusion.timesteps import LogitNormal
+from latentdiff.diffusion.weighting import MinSNR
+from latentdiff.training.power_ema import PowerEma
+from latentdiff.types import Conditioning
 
 
 def draws_of(module, batch, number=0):
@@ -24,12 +30,22 @@ def plain_gradients(module, batch):
     ids, mask = module.model["conditioner"].tokenizer(captions)
     tokens = module.model["conditioner"].transformer(ids, mask)
     backbone, path = module.model["denoiser"].backbone, module.model["denoiser"].path
-    cond = type("C", (), {"tokens": tokens, "mask": mask, "vector": None, "spatial": None})
+    cond = Conditioning(tokens=tokens, mask=mask)
     s = t.view(-1, 1, 1, 1)
     output = backbone((1 - s) * x0 + s * noise, path.network_time(t), cond)
     trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
     loss = (output - (noise - x0)).square().mean()
     return dict(zip(trained, torch.autograd.grad(loss, trained.values())))
+
+
+class Follow(pl.Callback):
+    """What was logged after each batch."""
+
+    def __init__(self):
+        self.values = []
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_index):
+        self.values.append({name: float(value) for name, value in trainer.callback_metrics.items()})
 
 
 def randomised(module):
@@ -62,7 +78,7 @@ def test_gradients_do_not_depend_on_the_split_over_ranks(diffusion_module, batch
 def test_frozen_codec_is_in_no_checkpoint_and_does_not_change(diffusion_module, batch, fit):
     module = diffusion_module()
     before = copy.deepcopy(module.codec.state_dict())
-    assert {name.split(".")[0] for name in module.state_dict()} == {"model", "ema"}
+    assert {name.split(".")[0] for name in module.state_dict()} == {"model", "ema", "loss_by_time"}
     fit(module, [batch(i) for i in range(2)])
     after = module.codec.state_dict()
     assert all(torch.equal(after[name], before[name]) for name in before)
@@ -151,3 +167,85 @@ def test_validation_loss_is_the_mean_over_images_without_dropped_captions(diffus
             noise, t = draws.normal("noise", (2, 4, 4)), draws.stratified("t")
             losses.append(module.loss(module.model["denoiser"], x0, noise, t, cond))
     assert validate(module, val)["val/loss"] == pytest.approx(torch.cat(losses).mean().item(), rel=1e-5)
+
+
+def test_loss_by_quarters_of_t(diffusion_module, batch, fit):
+    """Four samples, spread evenly over t: each quarter has one; then a law of t that leaves one quarter alone."""
+    module, follow, asked = diffusion_module(), Follow(), []
+    plain = module._losses
+
+    def losses(part, number):
+        asked.append(plain(part, number))
+        return asked[-1]
+
+    module._losses = losses
+    fit(module, [batch(i) for i in range(3)], follow)
+    sums, counts = torch.zeros(4), torch.zeros(4)
+    for (loss, t), values in zip(asked, follow.values):
+        for quarter in range(4):
+            inside = (t >= quarter / 4) & (t < (quarter + 1) / 4)
+            sums[quarter] = 0.98 * sums[quarter] + loss.detach()[inside].sum()
+            counts[quarter] = 0.98 * counts[quarter] + inside.sum()
+            assert values[f"train/loss_t{quarter}"] == pytest.approx((sums / counts)[quarter].item(), rel=1e-5)
+    module, follow = diffusion_module(), Follow()
+    module.loss.timesteps = lambda u, t_max: 0.25 + 0.75 * u
+    fit(module, [batch(0)], follow)
+    assert "train/loss_t0" not in follow.values[0]
+    assert {"train/loss_t1", "train/loss_t2", "train/loss_t3"} <= follow.values[0].keys()
+
+
+def test_offset_noise_is_added_in_training_alone(diffusion_module, batch, fit, validate, monkeypatch):
+    plain, offset = randomised(diffusion_module()), randomised(diffusion_module(offset_noise=0.5))
+    noises = []
+    for module in (plain, offset):
+        call = module.loss.__call__
+        monkeypatch.setattr(module, "loss", type("Spy", (), {"sample_t": module.loss.sample_t, "__call__": None})())
+        type(module.loss).__call__ = lambda self, denoiser, x0, noise, t, cond, call=call: (
+            noises.append(noise) or call(denoiser, x0, noise, t, cond)
+        )
+        module.schedule = lambda number: 0.0
+        fit(module, [batch(0)])
+    draws = draws_of(plain, batch(0)).normal("offset", (2, 1, 1))
+    torch.testing.assert_close(noises[1] - noises[0], 0.5 * draws.expand_as(noises[0]))
+    assert validate(plain, [batch(1)]) == validate(offset, [batch(1)])
+    with pytest.raises(InputError, match=r"task\.offset_noise: expected a strength of at least 0"):
+        diffusion_module(offset_noise=-0.1)
+
+
+def test_the_comparable_loss_depends_on_network_and_images_alone(diffusion_module, batch, validate):
+    """Neither the law of t, nor the weighting, nor how the images are batched plays a part."""
+    val = [batch(0, size=4), batch(1, size=2)]
+    plain = validate(randomised(diffusion_module()), val)
+    other = randomised(diffusion_module(loss=DiffusionLoss(timesteps=LogitNormal(mean=1.0), weighting=MinSNR())))
+    found = validate(other, val)
+    names = [name for name in plain if name.startswith("val/loss_v")]
+    assert len(names) >= 4
+    assert {name: found[name] for name in names} == {name: plain[name] for name in names}
+    assert found["val/loss"] != plain["val/loss"]
+    cut = [batch(0, size=4, rows=slice(0, 3)), batch(0, size=4, rows=slice(3, 4)), batch(1, size=2)]
+    for part, start in zip(cut, (0, 0, 0)):
+        part.start, part.total = start, len(part)
+    recut = validate(randomised(diffusion_module()), cut)
+    assert {name: recut[name] for name in names} == pytest.approx({name: plain[name] for name in names}, rel=1e-5)
+
+
+def test_weights_to_start_from_are_the_first_average_too(diffusion_module, batch, fit):
+    module, other = diffusion_module(), randomised(diffusion_module())
+    wanted = other.model["denoiser"].backbone.state_dict()
+    module.start_from(lambda backbone: backbone.load_state_dict(wanted))
+    for part in (module.model, module.ema.model):
+        found = part["denoiser"].backbone.state_dict()
+        assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+    assert int(module.ema.updates) == 0
+
+
+def test_power_averages_follow_and_are_saved(diffusion_module, batch, fit):
+    module = diffusion_module(power_ema=PowerEma)
+    fit(module, [batch(i) for i in range(4)])
+    assert module.power_ema.count == 4
+    name = "denoiser.backbone.out.2.weight"
+    assert not torch.equal(module.state_dict()[f"power_ema.averages.0.{name}"], module.model.state_dict()[name])
+    fresh = diffusion_module(power_ema=PowerEma)
+    fresh.load_state_dict(module.state_dict(), strict=True)
+    assert fresh.power_ema.count == 4
+    assert diffusion_module().power_ema is None

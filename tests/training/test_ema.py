@@ -92,3 +92,67 @@ def test_state_dict_continues_where_it_stood(updates_before):
     other.update(part)
     assert int(other.updates) == int(ema.updates) == 5
     assert torch.equal(other.model["trained"].weight, ema.model["trained"].weight)
+
+
+def test_tensors_that_are_replaced_frozen_or_moved_later_are_noticed():
+    part = model()
+    ema = Ema(part, decay=0.5)
+    ema.update(part)
+    part["norm"]._buffers["running_mean"] = torch.full((2,), 3.0)  # as .to(device) does
+    part["trained"].weight = nn.Parameter(torch.full((2, 2), 7.0))
+    part["trained"].bias.requires_grad_(False)
+    bias = ema.model["trained"].bias.clone()
+    with torch.no_grad():
+        part["trained"].bias.add_(1.0)
+    before = ema.model["trained"].weight.clone()
+    ema.update(part)
+    assert torch.equal(ema.model["norm"].running_mean, torch.full((2,), 3.0))
+    torch.testing.assert_close(ema.model["trained"].weight, torch.lerp(before, torch.full((2, 2), 7.0), 1 - 2 / 11))
+    assert torch.equal(ema.model["trained"].bias, bias)
+
+
+def test_a_copy_follows_its_own_model():
+    whole = nn.ModuleDict({"model": (part := model()), "ema": (ema := Ema(part, decay=0.5))})
+    ema.update(part)
+    other = copy.deepcopy(whole)
+    nn.init.constant_(part["trained"].weight, 5.0)
+    kept = {name: value.clone() for name, value in ema.state_dict().items()}
+    other["ema"].update(other["model"])
+    assert all(torch.equal(value, kept[name]) for name, value in ema.state_dict().items())
+    ema.update(part)
+    assert not torch.equal(ema.model["trained"].weight, other["ema"].model["trained"].weight)
+
+
+def test_tied_weights_move_once():
+    part = nn.ModuleList([nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False)])
+    part[1].weight = part[0].weight
+    ema = Ema(part, decay=0.9)
+    before = ema.model[0].weight.clone()
+    with torch.no_grad():
+        part[0].weight.fill_(4.0)
+    ema.update(part)
+    assert ema.model[0].weight is ema.model[1].weight
+    torch.testing.assert_close(ema.model[0].weight, torch.lerp(before, torch.full((2, 2), 4.0), 0.9))
+
+
+def test_the_model_is_walked_once(monkeypatch):
+    part = model()
+    ema = Ema(part, decay=0.9)
+    ema.update(part)
+    monkeypatch.setattr(nn.Module, "named_modules", lambda *_: pytest.fail("walked again"))
+    monkeypatch.setattr(nn.Module, "named_parameters", lambda *_: pytest.fail("walked again"))
+    ema.update(part)
+
+
+def test_restart():
+    part = model()
+    ema = Ema(part, decay=0.9)
+    for n in range(3):
+        nn.init.constant_(part["trained"].weight, float(n))
+        ema.update(part)
+    ema.restart(part)
+    assert torch.equal(ema.model["trained"].weight, part["trained"].weight)
+    assert int(ema.updates) == 0
+    nn.init.constant_(part["trained"].weight, 5.0)
+    ema.update(part)
+    torch.testing.assert_close(ema.model["trained"].weight, torch.full((2, 2), 0.1 * 2 + 0.9 * 5))

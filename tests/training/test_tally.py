@@ -19,6 +19,17 @@ def test_means_over_all_samples_and_sums_of_scalars():
     assert tally.settle(keys=list("abc"), number=0) == {"nll": 3.0, "gan": 1.0, "kl": 0.75}
 
 
+def test_values_spread_over_bins_come_as_sums_and_counts():
+    tally = Tally()
+    tally.add({"loss": torch.tensor([1.0, 2.0])})
+    tally.spread("by", torch.tensor([1.0, 2.0]), torch.tensor([0, 2]), 3)
+    tally.add({"loss": torch.tensor([4.0])})
+    tally.spread("by", torch.tensor([4.0]), torch.tensor([2]), 3)
+    sums = {"by/sum0": 1.0, "by/sum1": 0.0, "by/sum2": 6.0}
+    counts = {"by/count0": 1.0, "by/count1": 0.0, "by/count2": 2.0}
+    assert tally.settle(keys=list("abc"), number=0) == {"loss": pytest.approx(7 / 3), **sums, **counts}
+
+
 def test_error_names_batch_term_and_samples():
     tally = Tally()
     tally.add({"nll": torch.tensor([1.0, 2.0, 3.0]), "perceptual": torch.tensor([0.0, float("nan"), float("inf")])})

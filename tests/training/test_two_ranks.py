@@ -36,14 +36,17 @@ def two(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", ["plain", "batch_norm", "cut", "codebook", "stage_two", "stage_two_cut"])
-def test_weights_are_those_of_one_process(two, tmp_path, name):
+def test_weights_and_logs_are_those_of_one_process(two, tmp_path, name):
     script = load()
     make = script.fixtures()
     build = script.scenarios(make)[name]
     module = build()
     module.micro_batch = None
     expected = script.train(make, name, module, 0, 1, devices=1, **script.settings(tmp_path))
-    assert any(not torch.equal(value, build().state_dict()[key]) for key, value in expected.items())
+    before = build().state_dict()
+    assert any(not torch.equal(value, expected[key]) for key, value in before.items())
+    if name.startswith("stage_two"):
+        assert {"train/loss_t0", "train/loss_t3", "val/loss", "val/loss_v", "val/loss_v_t0"} <= expected.keys()
     for rank in two:
         found = rank[name]
         assert found.keys() == expected.keys()

@@ -1,6 +1,6 @@
 """Trains tiny modules in two processes over gloo: ``python two_ranks.py OUT``, run by ``test_two_ranks.py``.
 
-Writes the final weights of every scenario, or the error that ended it, to OUT on rank 0.
+Writes the final weights of every scenario, of stage two also what it logged, or the error that ended it, to OUT.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from latentdiff.losses.adversarial import NonSaturating
 from latentdiff.losses.regularisers import R1, LeCam
 from latentdiff.models.autoencoder.bottlenecks.vq import VQ
 from latentdiff.training.callbacks.metrics_log import NonFiniteError
+from latentdiff.training.power_ema import PowerEma
 
 BATCHES = {"plain": 20, "cut": 20}
 """Of the main scenarios; the others have 6."""
@@ -52,7 +53,7 @@ def scenarios(make):
         "batch_norm": lambda: make.tiny_autoencoder_module(**adversary, **extras, r1=R1(every=4)),
         "cut": lambda: make.tiny_autoencoder_module(**adversary, r1=R1(every=4), micro_batch=1),
         "codebook": codebook,
-        "stage_two": lambda: make.tiny_diffusion_module(gradient_clip=0.5),
+        "stage_two": lambda: make.tiny_diffusion_module(gradient_clip=0.5, power_ema=PowerEma, offset_noise=0.1),
         "stage_two_cut": lambda: make.tiny_diffusion_module(gradient_clip=0.5, micro_batch=1),
     }
 
@@ -63,7 +64,7 @@ def settings(folder: Path) -> dict:
         "precision": "64-true",
         "max_epochs": 1,
         "check_val_every_n_epoch": None,
-        "val_check_interval": 10**6,
+        "val_check_interval": 6,
         "num_sanity_val_steps": 0,
         "logger": False,
         "enable_checkpointing": False,
@@ -78,8 +79,10 @@ def train(make, name: str, module, rank: int, ranks: int, **options) -> dict[str
     size = 4 // ranks
     rows = slice(rank * size, (rank + 1) * size)
     batches = [make.noise_batch(i, rows=rows) for i in range(BATCHES.get(name, 6))]
-    pl.Trainer(**options).fit(module, datamodule=make.Data(batches, batches[:1]))
-    return {name: value.clone() for name, value in module.state_dict().items()}
+    trainer = pl.Trainer(**options)
+    trainer.fit(module, datamodule=make.Data(batches, batches[:2]))
+    logged = trainer.callback_metrics if name.startswith("stage_two") else {}
+    return {name: value.detach().clone() for name, value in {**logged, **module.state_dict()}.items()}
 
 
 def spoilt(make, rank: int, **options) -> str:

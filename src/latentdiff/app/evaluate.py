@@ -8,23 +8,24 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor
 
 from latentdiff.app import build as make
 from latentdiff.app import run_dir as runs
+from latentdiff.app.generate import data_of, load_generator
 from latentdiff.checkpoint import store
-from latentdiff.checkpoint.models import load_codec, load_diffusion
+from latentdiff.checkpoint.models import load_codec
 from latentdiff.config.errors import InputError
 from latentdiff.config.instantiate import build, load_config
-from latentdiff.config.validate import validate
 from latentdiff.data.datamodule import DataModule
 from latentdiff.evaluation import card, engine, report
+from latentdiff.evaluation.bound import MEANING, evaluate_bound
 from latentdiff.evaluation.grid import COMPARISON, comparison, save_grid
 from latentdiff.evaluation.stage_one import MeasuredReconstruction, above_floor, channels_table
-from latentdiff.generation.pipeline import LatentPipeline, Reconstruction
+from latentdiff.generation.pipeline import LatentPipeline
 from latentdiff.metrics.caption_accuracy import CaptionAccuracy
 from latentdiff.metrics.frechet import FrechetDistance
 from latentdiff.metrics.paired import Fidelity, Paired
@@ -47,6 +48,7 @@ class Subject:
     data: DictConfig
     path: Path
     reads_captions: bool
+    reads_labels: bool = False
 
     @property
     def stage_one(self) -> MeasuredReconstruction | None:
@@ -58,9 +60,12 @@ def run(cfg: DictConfig) -> None:
     console = Console()
     device, precision = make.device(cfg.trainer)
     subject = _subject(cfg, device, precision)
+    if cfg.bound and subject.stage_one is not None:
+        raise InputError("bound: the variational bound is stage two's; leave it out for a first stage")
     where = runs.prepare(cfg.run_dir, outputs=cfg.paths.outputs, name="evaluate")
     data: DataModule = build(subject.data.module)
     data.require_captions |= subject.reads_captions
+    data.require_labels |= subject.reads_labels
     data.prepare_data()
     count, available = cfg.num_images, len(data.val_set)
     if count > available:
@@ -87,6 +92,8 @@ def run(cfg: DictConfig) -> None:
         results["reconstruction"] = above_floor(results["reconstruction"], results.pop("patch_pca")["psnr"])
         results["latents"] = subject.stage_one.latent_results()
     _add_control(results, metrics, subject, samples, settings)
+    if cfg.bound:
+        results["bound"] = _bound(subject.generate, samples, settings)
     about = card.protocol_card(
         checkpoint=subject.path,
         weights="ema",
@@ -97,6 +104,8 @@ def run(cfg: DictConfig) -> None:
         wall_seconds=time.perf_counter() - began,
         **settings,
     )
+    if cfg.bound:
+        about["bound"] = MEANING
     report.write_results(where / "results.json", results, about)
     kept.save(where / "grid.png", compare=subject.stage_one is not None)
     console.print(report.results_table(results, title=f"{subject.path} on {count} {data.source.name} samples"))
@@ -139,55 +148,16 @@ def _subject(cfg: DictConfig, device: torch.device, precision: torch.dtype | Non
     path = store.resolve(cfg.checkpoint, prefer=("last", "best"))
     if store.read_manifest(path).kind == "autoencoder":
         reconstruct = MeasuredReconstruction(codec=load_codec(path).to(device), device=device)
-        return Subject(reconstruct, reconstruct, _data(cfg, load_config(path / store.CONFIG)), path, False)
-    pipeline, config, reconstruct = load_pipeline(cfg, path, device, precision)
-    return Subject(pipeline, reconstruct, _data(cfg, config), path, config.conditioner.get("reads_captions", False))
-
-
-def load_pipeline(
-    cfg: DictConfig, path: Path, device: torch.device, precision: torch.dtype | None
-) -> tuple[LatentPipeline, DictConfig, Reconstruction]:
-    """A stage-two checkpoint ready to generate as the program is configured, its own configuration, its codec."""
-    model = load_diffusion(path, first_stage=cfg.first_stage.checkpoint)
-    sampler = overlaid(cfg.sampler, model.config.sampler, "solver")
-    guidance = overlaid(cfg.guidance, model.config.guidance, "_target_")
-    _check(sampler, guidance)
-    pipeline = LatentPipeline(
-        denoiser=model.denoiser.to(device),
-        conditioner=model.conditioner.to(device),
-        codec=model.codec.to(device),
-        sampler=build(sampler.solver),
-        grid=build(sampler.grid),
-        steps=sampler.steps,
-        guidance=build(guidance),
-        image_size=_data(cfg, model.config).size,
-        precision=precision,
+        return Subject(reconstruct, reconstruct, data_of(cfg, load_config(path / store.CONFIG)), path, False)
+    made = load_generator(cfg, path, device, precision)
+    return Subject(
+        made.pipeline, made.reconstruct, data_of(cfg, made.config), path, made.reads_captions, made.reads_labels
     )
-    return pipeline, model.config, Reconstruction(codec=model.codec, device=device)
 
 
-def overlaid(given: DictConfig, own: DictConfig, marker: str) -> DictConfig:
-    """The program's own node where it is whole (it has ``marker``), else the checkpoint's with the values given."""
-    if marker in given:
-        return given
-    values = {key: value for key, value in given.items() if value is not None}
-    for key in values:
-        if key not in own:
-            raise InputError(f"the checkpoint's configuration has no '{key}' here; it has {', '.join(own)}")
-    return OmegaConf.merge(own, values)
-
-
-def _check(sampler: DictConfig, guidance: DictConfig) -> None:
-    """What the command line put over the checkpoint's values has been held against no signature yet."""
-    faults = validate(OmegaConf.create({"sampler": sampler, "guidance": guidance}))
-    if faults:
-        raise InputError("\n".join(map(str, faults)))
-    if not isinstance(sampler.steps, int) or sampler.steps < 1:
-        raise InputError(f"sampler.steps: expected a whole number of at least 1, got {sampler.steps!r}")
-
-
-def _data(cfg: DictConfig, config: DictConfig) -> DictConfig:
-    return config.data if cfg.get("data") is None else cfg.data
+def _bound(pipeline: LatentPipeline, samples: engine.Samples, settings: dict) -> dict[str, float]:
+    parts = {"denoiser": pipeline.denoiser, "conditioner": pipeline.conditioner, "codec": pipeline.codec}
+    return evaluate_bound(**parts, samples=samples, device=pipeline.device, **settings)
 
 
 def _check_request(count: int, data: DataModule, metrics: dict[str, Metric], subject: Subject) -> None:

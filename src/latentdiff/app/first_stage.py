@@ -76,12 +76,12 @@ class Automatic:
 def planned(cfg: DictConfig, resumed: Path | None) -> Named | Automatic:
     """The first stage that ``first_stage.checkpoint`` asks for, checked as far as it exists; nothing is trained yet.
 
-    A run that goes on from the checkpoint ``resumed`` keeps its first stage: ``auto`` stands for that one, and another
-    one is refused.
+    A run that goes on from the checkpoint ``resumed``, of the kind that is trained, keeps its first stage: ``auto``
+    stands for that one, and another one is refused.
     """
     choice, before = cfg.first_stage.checkpoint, None
     if resumed is not None:
-        before = store.read_manifest(resumed, expect_kind="diffusion").first_stage
+        before = store.read_manifest(resumed).first_stage
         choice = before["path"] if choice == "auto" else choice
     if choice != "auto" and foreign.recognises(choice):
         return _foreign(cfg, Path(choice), resumed, before)

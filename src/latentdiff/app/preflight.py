@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,15 +10,34 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from latentdiff.app.build import world_size
+from latentdiff.app.generate import check_training_guidance
 from latentdiff.checkpoint import store
+from latentdiff.checkpoint.foreign.backbones import load_backbone_weights
 from latentdiff.config import allowlist
 from latentdiff.config.errors import InputError
 from latentdiff.config.instantiate import build
+from latentdiff.training.compilation import compile_blocks
+from latentdiff.training.diffusion_module import check_offset_noise
+from latentdiff.training.parts import check_micro_batch
 
 POSITIVE = ("max_batches", "global_batch", "validate_every", "data.size")
 
-ARCHITECTURE = ("autoencoder", "backbone", "diffusion", "conditioner", "latent")
-"""Parts of the configuration that a resumed run must share with its checkpoint."""
+ARCHITECTURE = (
+    "autoencoder",
+    "backbone",
+    "diffusion.path",
+    "diffusion.parameterization",
+    "conditioner",
+    "latent",
+    "task.power_ema",
+)
+"""Parts of the configuration that a resumed run must share with its checkpoint; the law of t and the weighting may
+change, as the optimiser's settings may."""
+
+
+def kind_of(cfg: DictConfig) -> str:
+    """What the task trains, a key of ``store.KINDS``."""
+    return allowlist.resolve(cfg.task._target_).kind
 
 
 def check_numbers(cfg: DictConfig) -> None:
@@ -39,6 +59,7 @@ def check_latents(cfg: DictConfig, latent: dict[str, int]) -> None:
     factor, by = latent["factor"], "the autoencoder's factor"
     if cfg.first_stage is not None:
         cfg.latent.channels, cfg.latent.factor = latent["channels"], latent["factor"]
+    if cfg.backbone is not None:
         with torch.device("meta"):
             backbone = build(cfg.backbone)
         below, reads = getattr(backbone, "factor", 1), getattr(backbone, "in_channels", latent["channels"])
@@ -72,25 +93,85 @@ def check_optimizers(cfg: DictConfig) -> None:
                 raise InputError(f"{key}: {node._target_} refuses {settings} ({error})") from error
 
 
+def check_task(cfg: DictConfig) -> None:
+    """Numbers and choices of the task that its constructor would refuse after the first stage was trained."""
+    check_micro_batch(cfg.task.get("micro_batch"))
+    check_offset_noise(cfg.task.get("offset_noise", 0.0))
+    if cfg.task.get("power_ema") is not None:
+        build(cfg.task.power_ema)(torch.nn.Linear(1, 1))
+    if cfg.init_backbone is not None and kind_of(cfg) != "diffusion":
+        raise InputError(
+            "init_backbone: it is for a denoiser's backbone, which this task does not train; leave it null"
+        )
+
+
+def check_backbone(cfg: DictConfig, *, resumed: bool) -> None:
+    """The backbone reads what the conditioner gives, can be compiled as asked, and fits ``init_backbone``, which a
+    ``resumed`` run does not look at. To be called when the latents' shape is in the configuration."""
+    with torch.device("meta"):
+        backbone = build(cfg.backbone)
+    width = cfg.conditioner.get("width")
+    if hasattr(backbone, "context_dim") and backbone.context_dim != width:
+        raise InputError(
+            f"backbone.context_dim: the backbone reads tokens of width {backbone.context_dim}, the conditioner gives "
+            f"width {width}; leave it at ${{conditioner.width}}, or choose another conditioner"
+        )
+    compile_blocks(backbone, cfg.task.get("compile", "none"))
+    if cfg.init_backbone is None or resumed:
+        return
+    if not Path(cfg.init_backbone).exists():
+        raise InputError(
+            f"init_backbone: '{cfg.init_backbone}' does not exist; name a run or checkpoint directory of stage two, "
+            "or another program's UNet"
+        )
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*meta parameter.*no-op")
+            load_backbone_weights(backbone, cfg.init_backbone)  # names and shapes; on the meta device nothing is kept
+    except InputError as error:
+        raise InputError(f"init_backbone: {error}") from error
+
+
 def check_sampling(cfg: DictConfig) -> None:
-    """Path and parameterization go together, and the sampler's grid fits the path."""
+    """Path and parameterization go together, the sampler runs on the path, guidance fits the conditioner."""
     node = OmegaConf.to_container(cfg.task.denoiser, resolve=True)
     try:
         denoiser = build({**node, "backbone": {"_target_": "torch.nn.Identity"}})
-        build(cfg.sampler.grid)(denoiser.path, cfg.sampler.steps, denoiser.t_max)
     except InputError as error:
-        raise InputError(f"sampler or diffusion: {error}") from error
+        raise InputError(f"diffusion: {error}") from error
+    if not isinstance(cfg.sampler.steps, int) or cfg.sampler.steps < 1:
+        raise InputError(f"sampler.steps: expected a whole number of at least 1, got {cfg.sampler.steps!r}")
+    x = torch.ones(1, 1, 1, 1)
+    try:  # the whole way, for a network that always answers 0
+        times = build(cfg.sampler.grid)(denoiser.path, cfg.sampler.steps, denoiser.t_max)
+        solver = build(cfg.sampler.solver)
+        x = solver(lambda x, t: torch.zeros_like(x), denoiser.path, x, times, lambda step: torch.zeros_like(x))
+    except (InputError, ValueError) as error:
+        raise InputError(f"sampler: {error}") from error
+    if not bool(torch.isfinite(x).all()):
+        names = f"{type(solver).__name__} with {type(denoiser.path).__name__}"
+        raise InputError(f"sampler: {names} does not end with finite numbers on these times; choose another")
+    check_training_guidance(cfg)
+
+
+def check_kind(cfg: DictConfig, checkpoint: Path) -> None:
+    """Refuses a checkpoint of another kind, and one that was saved for use alone."""
+    manifest = store.read_manifest(checkpoint, expect_kind=kind_of(cfg))
+    if store.TRAIN_STATE not in manifest.files:
+        raise InputError(
+            f"'{checkpoint}' was saved without training state and cannot be resumed; resume from a checkpoint that "
+            "training wrote, or start a new run from its weights with init_backbone=PATH"
+        )
 
 
 def check_resume(cfg: DictConfig, checkpoint: Path) -> None:
-    """Refuses a checkpoint of another kind or architecture, naming each key that differs, and a damaged one."""
-    store.read_manifest(checkpoint, expect_kind=allowlist.resolve(cfg.task._target_).kind)
+    """Refuses a damaged checkpoint, and one of another architecture, naming each key that differs."""
     store.verify(checkpoint)
     saved = OmegaConf.create(store.load_config(checkpoint))
     differing = [
         f"{key}: {old!r} in the checkpoint, {new!r} now"
         for part in ARCHITECTURE
-        for key, old, new in _differences(saved.get(part), cfg.get(part), part)
+        for key, old, new in _differences(OmegaConf.select(saved, part), OmegaConf.select(cfg, part), part)
     ]
     if differing:
         raise InputError(

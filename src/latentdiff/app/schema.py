@@ -56,8 +56,10 @@ class TrainConfig(RunConfig):
     reconstruction: Any = None
     adversarial: Any = None
     backbone: Any = None
+    init_backbone: Optional[str] = None  # noqa: UP045  weights that the backbone starts from
     diffusion: Any = None
     conditioner: Any = None
+    classifier: Any = None
 
 
 @dataclass
@@ -68,15 +70,19 @@ class EvaluateConfig(RunConfig):
     num_images: int = MISSING
     batch_size: int = 64
     reference: Any = None
+    bound: bool = False
 
 
 @dataclass
 class SampleConfig(RunConfig):
-    """sample.py: ``prompt`` is a text or a list of texts, ``seeds`` one image each per prompt."""
+    """sample.py: ``prompt`` is a text or a list of texts, ``seeds`` one image each per prompt; ``negative_prompt`` and
+    ``label`` are one for all prompts, or a list of one per prompt."""
 
     checkpoint: str = MISSING
     prompt: Any = MISSING
     negative_prompt: Any = None
+    label: Any = None
+    trajectory: bool = False
     seeds: list[int] = field(default_factory=lambda: [0])
     batch_size: int = 16
 

@@ -15,6 +15,7 @@ from latentdiff.app import first_stage as stage_one
 from latentdiff.app import preflight
 from latentdiff.app import run_dir as runs
 from latentdiff.checkpoint import store
+from latentdiff.checkpoint.foreign.backbones import load_backbone_weights
 from latentdiff.checkpoint.models import first_stage_record, load_codec
 from latentdiff.config.instantiate import build
 from latentdiff.data.datamodule import DataModule
@@ -27,12 +28,16 @@ def run(cfg: DictConfig) -> None:
     _quiet()
     preflight.check_numbers(cfg)
     preflight.check_optimizers(cfg)
+    preflight.check_task(cfg)
     where = runs.prepare(cfg.run_dir, outputs=cfg.paths.outputs, name=cfg.experiment)
     cfg.run_dir = str(where)
     checkpoint = runs.resume_from(where, cfg.resume)
+    if checkpoint is not None:
+        preflight.check_kind(cfg, checkpoint)
     first = None if cfg.first_stage is None else stage_one.planned(cfg, checkpoint)
     preflight.check_latents(cfg, first.latent if first else stage_one.latent_shape(cfg.autoencoder))
-    if first is not None:
+    if preflight.kind_of(cfg) == "diffusion":
+        preflight.check_backbone(cfg, resumed=checkpoint is not None)
         preflight.check_sampling(cfg)
     if checkpoint is not None:
         preflight.check_resume(cfg, checkpoint)
@@ -51,6 +56,8 @@ def run(cfg: DictConfig) -> None:
         parts["codec"] = load_codec(path, statistics=first.statistics)
     torch.manual_seed(cfg.seed)
     module = build(cfg.task, inject=parts)
+    if cfg.init_backbone is not None and checkpoint is None:
+        module.start_from(lambda backbone: load_backbone_weights(backbone, cfg.init_backbone))
     if trainer.is_global_zero:
         make.save_config(text, where)
         print(f"run directory: {where}", flush=True)

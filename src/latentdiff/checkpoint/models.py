@@ -18,20 +18,40 @@ from latentdiff.config.errors import InputError
 from latentdiff.config.instantiate import build, load_config
 from latentdiff.diffusion.denoiser import Denoiser
 from latentdiff.models.autoencoder.codec import LatentCodec
+from latentdiff.models.classifier import NoisyClassifier
 
 EMA_PREFIX = "ema.model."
 
 
 @dataclass(frozen=True)
-class DiffusionModel:
-    """What generation needs of a stage-two checkpoint."""
+class Checkpoint:
+    """Where a model came from, and what it says of itself."""
 
-    denoiser: Denoiser
-    conditioner: nn.Module
-    codec: LatentCodec
     config: DictConfig
     manifest: store.Manifest
     path: Path
+
+
+@dataclass(frozen=True)
+class DenoiserModel(Checkpoint):
+    """A stage-two checkpoint without its first stage: what autoguidance needs of its guide."""
+
+    denoiser: Denoiser
+    conditioner: nn.Module
+
+
+@dataclass(frozen=True)
+class DiffusionModel(DenoiserModel):
+    """What generation needs of a stage-two checkpoint."""
+
+    codec: LatentCodec
+
+
+@dataclass(frozen=True)
+class ClassifierModel(Checkpoint):
+    """What classifier guidance needs of a noisy classifier's checkpoint."""
+
+    classifier: NoisyClassifier
 
 
 def load_codec(path: str | Path, *, statistics: Statistics | None = None) -> LatentCodec:
@@ -74,11 +94,7 @@ def load_diffusion(path: str | Path, *, first_stage: str | None = None) -> Diffu
 
     Raises InputError where either is missing or damaged, or where the first stage is another than in training.
     """
-    path = store.resolve(path, prefer=("last", "best"))
-    manifest = store.read_manifest(path, expect_kind="diffusion")
-    store.verify(path)
-    if manifest.first_stage is None:
-        raise InputError(f"'{path}' does not say which first stage it was trained on; it cannot be used")
+    path, manifest = _opened(path, "diffusion")
     where = Path(first_stage or manifest.first_stage["path"])
     if not where.exists():
         raise InputError(
@@ -90,16 +106,46 @@ def load_diffusion(path: str | Path, *, first_stage: str | None = None) -> Diffu
             f"'{path}' was trained on the first stage {manifest.first_stage['hash'][:12]}, '{where}' is {digest[:12]}; "
             "name the right one with first_stage.checkpoint=PATH"
         )
+    codec = load_codec(where, statistics=recorded_statistics(manifest.first_stage))
+    return DiffusionModel(codec=codec, **vars(_denoiser(path, manifest)))
+
+
+def load_denoiser(path: str | Path) -> DenoiserModel:
+    """A stage-two checkpoint without its first stage, which need not be there.
+
+    Raises InputError where it is missing, damaged or of another kind.
+    """
+    return _denoiser(*_opened(path, "diffusion"))
+
+
+def load_classifier(path: str | Path) -> ClassifierModel:
+    """The averaged classifier of an ``experiment=classifier`` checkpoint.
+
+    Raises InputError where it is missing, damaged or of another kind.
+    """
+    path, manifest = _opened(path, "classifier")
+    config = load_config(path / store.CONFIG)
+    classifier = build(config.task.classifier)
+    _load(classifier, store.load_weights(path, "ema"), EMA_PREFIX, path)
+    return ClassifierModel(classifier=classifier, config=config, manifest=manifest, path=path)
+
+
+def _opened(path: str | Path, kind: str) -> tuple[Path, store.Manifest]:
+    """A checkpoint that was trained on a first stage, every file of it verified."""
+    path = store.resolve(path, prefer=("last", "best"))
+    manifest = store.read_manifest(path, expect_kind=kind)
+    store.verify(path)
+    if manifest.first_stage is None:
+        raise InputError(f"'{path}' does not say which first stage it was trained on; it cannot be used")
+    return path, manifest
+
+
+def _denoiser(path: Path, manifest: store.Manifest) -> DenoiserModel:
     config = load_config(path / store.CONFIG)
     model = nn.ModuleDict({"denoiser": build(config.task.denoiser), "conditioner": build(config.task.conditioner)})
     _load(model, store.load_weights(path, "ema"), EMA_PREFIX, path)
-    return DiffusionModel(
-        denoiser=model["denoiser"],
-        conditioner=model["conditioner"],
-        codec=load_codec(where, statistics=recorded_statistics(manifest.first_stage)),
-        config=config,
-        manifest=manifest,
-        path=path,
+    return DenoiserModel(
+        denoiser=model["denoiser"], conditioner=model["conditioner"], config=config, manifest=manifest, path=path
     )
 
 

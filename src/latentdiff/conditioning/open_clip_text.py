@@ -33,6 +33,9 @@ class OpenClipText(nn.Module):
         InputError: no such model, one of another kind than CLIP's, or weights that cannot be had or do not fit.
     """
 
+    parts = ("text",)
+    """What ``alone`` gives, each of which guidance can scale by itself."""
+
     def __init__(self, *, model: str, weights: str, block: int = 2, drop: float = 0.1, model_config: str | None = None):
         super().__init__()
         import open_clip
@@ -53,6 +56,9 @@ class OpenClipText(nn.Module):
 
     def forward(self, batch: Batch, codec: Codec | None = None, draws: Draws | None = None) -> Conditioning:
         return self._encode(drop_captions(captions_of(batch), self.drop, draws))
+
+    def alone(self, batch: Batch, codec: Codec | None = None) -> dict[str, Conditioning]:
+        return {"text": self(batch, codec)}
 
     def null(self, n: int) -> Conditioning:
         return Conditioning(tokens=self._encode([""]).tokens.expand(n, -1, -1))

@@ -18,6 +18,9 @@ class TextTransformerConditioner(nn.Module):
         drop: probability that training sees the empty caption instead (classifier-free guidance, arXiv:2207.12598).
     """
 
+    parts = ("text",)
+    """What ``alone`` gives, each of which guidance can scale by itself."""
+
     def __init__(self, *, transformer: TextTransformer, drop: float = 0.1):
         super().__init__()
         self.transformer = transformer
@@ -26,6 +29,9 @@ class TextTransformerConditioner(nn.Module):
 
     def forward(self, batch: Batch, codec: Codec | None = None, draws: Draws | None = None) -> Conditioning:
         return self._encode(drop_captions(captions_of(batch), self.drop, draws))
+
+    def alone(self, batch: Batch, codec: Codec | None = None) -> dict[str, Conditioning]:
+        return {"text": self(batch, codec)}
 
     def null(self, n: int) -> Conditioning:
         one = self._encode([""])

@@ -21,6 +21,7 @@ PATH_KEYS = (
     "run_dir",
     "resume",
     "reference",
+    "init_backbone",
     "data.train",
     "data.val",
     "data.root",

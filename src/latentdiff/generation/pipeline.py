@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from latentdiff.config.errors import InputError
 from latentdiff.diffusion.denoiser import Denoiser
+from latentdiff.diffusion.guidance import Autoguidance, ClassifierGuidance
 from latentdiff.diffusion.noise import seeded_noise
 from latentdiff.types import Batch, Codec, Conditioner, Conditions, Guidance, OnStep, Path, Sampler
 
@@ -27,7 +28,7 @@ class LatentPipeline:
         sampler: see ``diffusion.samplers``.
         grid: (path, steps, t_max) -> times, see ``diffusion.grids``.
         steps: of the grid.
-        guidance: see ``diffusion.guidance``.
+        guidance: see ``diffusion.guidance``; one with a network is moved to the denoiser's device.
         image_size: pixels of a side, or (height, width); multiples of ``codec.factor``.
         precision: autocast dtype of conditioner and denoiser, None for float32. Sampler and decoder run in float32.
 
@@ -55,26 +56,37 @@ class LatentPipeline:
         self.sampler, self.guidance, self.precision = sampler, guidance, precision
         self.latent_shape = (codec.channels, size[0] // codec.factor, size[1] // codec.factor)
         self.times = grid(denoiser.path, steps, denoiser.t_max)
+        if isinstance(guidance, nn.Module):
+            guidance.to(self.device).eval()
 
     @property
     def device(self) -> torch.device:
         return next(self.denoiser.parameters()).device
 
-    def __call__(self, batch: Batch, seeds: list[int]) -> Tensor:
+    def __call__(self, batch: Batch, seeds: list[int], *, negative: Batch | None = None) -> Tensor:
         """uint8 (B, 3, H, W) on the denoiser's device."""
-        return self.decode(self.latents(batch, seeds))
+        return self.decode(self.latents(batch, seeds, negative=negative))
 
-    @torch.inference_mode()
-    def latents(self, batch: Batch, seeds: list[int], on_step: OnStep | None = None) -> Tensor:
-        """Whitened latents (B, C, h, w), float32, where the sampler ends. ``on_step`` is the sampler's."""
+    @torch.no_grad()  # and not inference mode: classifier guidance takes gradients inside
+    def latents(
+        self, batch: Batch, seeds: list[int], on_step: OnStep | None = None, *, negative: Batch | None = None
+    ) -> Tensor:
+        """Whitened latents (B, C, h, w), float32, where the sampler ends.
+
+        ``on_step`` is the sampler's. ``negative``: what guidance leads away from, sample by sample, in place of the
+        empty condition. Classifier guidance steers to ``batch.label``; raises InputError where a sample has none.
+        """
         if len(seeds) != len(batch):
             raise ValueError(f"one seed per sample is needed; got {len(seeds)} seeds for a batch of {len(batch)}")
         if self.denoiser.training:
             raise ValueError("the denoiser is in training mode, its dropout would be active; call .eval() on it")
+        if isinstance(self.guidance, ClassifierGuidance) and self.guidance.scale != 0:
+            self.guidance.classifier.check_labels(batch.label, batch.keys)
         device, path = self.device, self.denoiser.path
         batch = to_device(batch, device)
+        negative = None if negative is None else to_device(negative, device)
         with self._autocast():
-            conditions = Conditions(self.conditioner(batch, self.codec), self.conditioner.null(len(batch)))
+            conditions = self._conditions(batch, negative)
 
         def denoise(x_t: Tensor, t: Tensor) -> Tensor:
             with self._autocast():
@@ -108,6 +120,17 @@ class LatentPipeline:
             "decoder_precision": "float32",
             "device": self.device.type,
         }
+
+    def _conditions(self, batch: Batch, negative: Batch | None) -> Conditions:
+        n = len(batch)
+        guide = self.guidance.conditioner if isinstance(self.guidance, Autoguidance) else None
+        return Conditions(
+            cond=self.conditioner(batch, self.codec),
+            null=self.conditioner.null(n) if negative is None else self.conditioner(negative, self.codec),
+            alone=self.conditioner.alone(batch, self.codec) if getattr(self.guidance, "parts", ()) else {},
+            label=batch.label,
+            guide=None if guide is None else guide(batch, self.codec),
+        )
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, dtype=self.precision, enabled=self.precision is not None)
@@ -147,6 +170,9 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
 
 
 def _about(part: object) -> dict[str, object]:
-    """Class and plain settings of a part."""
-    settings = {k: v for k, v in vars(part).items() if isinstance(v, (bool, int, float, str)) and not k.startswith("_")}
+    """Class and plain settings of a part, or what it says of itself."""
+    if hasattr(part, "describe"):
+        return part.describe()
+    plain = (bool, int, float, str, Mapping)
+    settings = {k: v for k, v in vars(part).items() if isinstance(v, plain) and not k.startswith("_")}
     return {"name": type(part).__name__, **settings}

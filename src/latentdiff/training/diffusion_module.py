@@ -9,14 +9,18 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from latentdiff.config.errors import InputError
 from latentdiff.diffusion.denoiser import Denoiser
 from latentdiff.diffusion.loss import DiffusionLoss
-from latentdiff.diffusion.noise import Draws, stable_hash
+from latentdiff.diffusion.noise import Draws, offset, seeded_noise, stable_hash
 from latentdiff.models.autoencoder.codec import LatentCodec
+from latentdiff.training.compilation import Compile, compile_blocks
 from latentdiff.training.counters import Counters, continue_run
 from latentdiff.training.ema import Ema
+from latentdiff.training.loss_by_time import QUARTERS, FixedLevelLoss, LossByTime, quarters
 from latentdiff.training.optim import set_learning_rate
 from latentdiff.training.parts import check_micro_batch, gradient_sync, images
+from latentdiff.training.power_ema import PowerEma
 from latentdiff.training.tally import Tally
 from latentdiff.types import Batch
 
@@ -24,7 +28,9 @@ from latentdiff.types import Batch
 class DiffusionModule(pl.LightningModule):
     """Trains ``denoiser`` and the trainable part of ``conditioner`` on the latents of ``codec``.
 
-    A loss that is not finite stops the run before the update (NonFiniteError, on all ranks).
+    A loss that is not finite stops the run before the update (NonFiniteError, on all ranks). Logged are, in training,
+    the loss and its running means by quarters of t (``LossByTime``); in validation, with the averaged weights, the same
+    loss (``val/loss``, for one run) and ``FixedLevelLoss`` (``val/loss_v``, for comparing runs).
 
     Args:
         codec: frozen stage one; in no checkpoint of this module.
@@ -34,9 +40,12 @@ class DiffusionModule(pl.LightningModule):
         optimizer: named parameters -> optimiser.
         schedule: batch number -> learning-rate factor.
         ema_decay: decay of the averaged weights.
+        power_ema: model -> averages from which others are made after training, or None.
+        offset_noise: strength of ``diffusion.noise.offset`` in training; validation is without.
         gradient_clip: largest gradient norm, over all micro-batches.
         micro_batch: samples per forward pass and device, None for all; the update is the same, up to
             the masks of dropout.
+        compile: ``blocks`` compiles those of the backbone in place; the averaged copies run as written.
         seed: of every random draw.
     """
 
@@ -52,8 +61,11 @@ class DiffusionModule(pl.LightningModule):
         optimizer: Callable[..., Optimizer],
         schedule: Callable[[int], float],
         ema_decay: float = 0.9999,
+        power_ema: Callable[[nn.Module], PowerEma] | None = None,
+        offset_noise: float = 0.0,
         gradient_clip: float = 1.0,
         micro_batch: int | None = None,
+        compile: Compile = "none",
         seed: int = 0,
     ):
         super().__init__()
@@ -61,11 +73,16 @@ class DiffusionModule(pl.LightningModule):
         self.codec = codec
         self.model = nn.ModuleDict({"denoiser": denoiser, "conditioner": conditioner})
         self.ema = Ema(self.model, decay=ema_decay)
-        self.loss = loss
+        self.power_ema = None if power_ema is None else power_ema(self.model)
+        self.loss, self.offset_noise = loss, check_offset_noise(offset_noise)
+        self.loss_by_time, self.fixed_levels = LossByTime(), FixedLevelLoss()
         self.optimizer, self.schedule = optimizer, schedule
         self.gradient_clip, self.seed = gradient_clip, seed
         self.micro_batch = check_micro_batch(micro_batch)
         self.counters = Counters()
+        self._validated = 0
+        """Images of all ranks before this batch of the validation set."""
+        compile_blocks(denoiser.backbone, compile)
 
     @property
     def latent(self) -> dict[str, int]:
@@ -81,28 +98,40 @@ class DiffusionModule(pl.LightningModule):
         optimizer.zero_grad()
         parts = batch.cut(self.micro_batch)
         for part in parts:
-            loss = self._losses(part, number)
+            loss, t = self._losses(part, number)
             tally.add({"loss": loss})
+            tally.spread("by_time", loss, quarters(t), QUARTERS)
             with gradient_sync(self, part is parts[-1]):
                 self.manual_backward(loss.sum() / len(batch))
         tally.note("grad_norm", nn.utils.clip_grad_norm_(self.model.parameters(), self.gradient_clip))
         logs = tally.settle(keys=batch.keys, number=number)
         optimizer.step()
         self.ema.update(self.model)
+        if self.power_ema is not None:
+            self.power_ema.update(self.model)
         self.counters.advance(batch)
         self.log("train/loss", logs["loss"], prog_bar=True, logger=False, batch_size=len(batch))
-        values = {"train/lr": rate, "train/grad_norm": logs["grad_norm"]}
+        sums, counts = ([logs[f"by_time/{part}{i}"] for i in range(QUARTERS)] for part in ("sum", "count"))
+        means = {f"train/loss_{name}": mean for name, mean in self.loss_by_time.update(sums, counts).items()}
+        values = {"train/lr": rate, "train/grad_norm": logs["grad_norm"], **means}
         self.log_dict(values, logger=False, batch_size=len(batch))
 
-    def _losses(self, batch: Batch, number: int) -> Tensor:
-        """(B,)"""
+    def start_from(self, load: Callable[[nn.Module], None]) -> None:
+        """Lets ``load`` fill the backbone with weights, which are then the first average too."""
+        load(self.model["denoiser"].backbone)
+        self.ema.restart(self.model)
+
+    def _losses(self, batch: Batch, number: int) -> tuple[Tensor, Tensor]:
+        """Loss and t, each (B,)."""
         torch.manual_seed(stable_hash(self.seed, number, "dropout", batch.start))
         draws = Draws.of(batch, seed=self.seed, number=number, device=self.device)
         x0 = self._encode(batch, draws)
         cond = self.model["conditioner"](batch, self.codec, draws)
-        t = self.loss.sample_t(draws.stratified("t"), self.model["denoiser"].t_max)
+        t = self.loss.sample_t(draws.stratified("t"), self.model["denoiser"].t_max, number)
         noise = draws.normal("noise", tuple(x0.shape[1:]))
-        return self.loss(self.model["denoiser"], x0, noise, t, cond)
+        if self.offset_noise:
+            noise = offset(noise, draws.normal("offset", (x0.shape[1], 1, 1)), self.offset_noise)
+        return self.loss(self.model["denoiser"], x0, noise, t, cond), t
 
     def on_train_start(self) -> None:
         continue_run(self.trainer, self.counters)
@@ -110,17 +139,44 @@ class DiffusionModule(pl.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         self.counters = Counters(**checkpoint["latentdiff"]["counters"])
 
+    def on_validation_epoch_start(self) -> None:
+        self._validated = 0
+        self.fixed_levels.start()
+
     @torch.no_grad()
     def validation_step(self, batch: Batch, batch_index: int) -> None:
-        """Loss of the averaged weights at noise and t that are the same in every validation of every run."""
-        draws = Draws.of(batch, seed=0, number=batch.number, device=self.device)
-        x0 = self._encode(batch, draws)
+        """Losses of the averaged weights at noise and t that are the same in every validation of every run."""
+        denoiser, moments = self.ema.model["denoiser"], self._moments(batch)
+        shape = tuple(moments[0].shape[1:])
         cond = self.ema.model["conditioner"](batch, self.codec)
-        t = self.loss.sample_t(draws.stratified("t"), self.ema.model["denoiser"].t_max)
-        loss = self.loss(self.ema.model["denoiser"], x0, draws.normal("noise", tuple(x0.shape[1:])), t, cond)
+        draws = Draws.of(batch, seed=0, number=batch.number, device=self.device)
+        t = self.loss.sample_t(draws.stratified("t"), denoiser.t_max)
+        x0 = self.codec.draw(moments, draws.normal("posterior", shape))
+        loss = self.loss(denoiser, x0, draws.normal("noise", shape), t, cond)
         self.log("val/loss", loss.mean(), logger=False, batch_size=len(batch), sync_dist=True, prog_bar=True)
+        first = self._validated + batch.start
+        self._validated += batch.global_size
+        numbers = list(range(first, first + len(batch)))
+        x0 = self.codec.draw(moments, seeded_noise(numbers, "posterior", shape).to(moments[0].device))
+        self.fixed_levels.add(denoiser, x0, cond, numbers)
+
+    def on_validation_epoch_end(self) -> None:
+        values = {f"val/{name}": value for name, value in self.fixed_levels.finish().items()}
+        self.log_dict(values, logger=False)
+
+    def _moments(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        return self.codec.moments(images(batch, like=self.codec.mean))
 
     @torch.no_grad()
     def _encode(self, batch: Batch, draws: Draws) -> Tensor:
-        moments = self.codec.moments(images(batch, like=self.codec.mean))
+        moments = self._moments(batch)
         return self.codec.draw(moments, draws.normal("posterior", tuple(moments[0].shape[1:])))
+
+
+def check_offset_noise(strength: float) -> float:
+    """Raises InputError below 0."""
+    if strength < 0:
+        raise InputError(
+            f"task.offset_noise: expected a strength of at least 0 (0 = none, 0.1 is usual), got {strength}"
+        )
+    return strength

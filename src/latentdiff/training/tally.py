@@ -12,6 +12,7 @@ from latentdiff.nn.precision import at_least_float32
 from latentdiff.training.callbacks.metrics_log import NonFiniteError
 
 KEYS_SHOWN = 8
+PARTS = ("sum", "count")
 
 
 class Tally:
@@ -25,6 +26,7 @@ class Tally:
     def __init__(self) -> None:
         self._terms: dict[str, list[Tensor]] = {}
         self._scalars: dict[str, Tensor] = {}
+        self._spread: dict[str, Tensor] = {}
 
     def add(self, terms: dict[str, Tensor]) -> None:
         """Values (n,) of the next n samples, the same terms for all samples of the batch and on all ranks."""
@@ -36,17 +38,28 @@ class Tally:
         value = at_least_float32(value.detach())
         self._scalars[name] = self._scalars[name] + value if name in self._scalars else value
 
+    def spread(self, name: str, values: Tensor, places: Tensor, bins: int) -> None:
+        """Values (n,) of the next n samples, kept apart by their bins, int64 (n,) in [0, bins)."""
+        found = in_bins(values.detach(), places, bins)
+        self._spread[name] = self._spread[name] + found if name in self._spread else found
+
     def settle(self, *, keys: list[str], number: int) -> dict[str, float]:
         """Means over all samples and ranks, equal on all of them; to be called on every rank, before the update.
+
+        What was spread over bins comes as ``name/sum0``, ``name/sum1``, ... and ``name/count0``, ...: sums over all
+        samples and ranks, and how many they were.
 
         Raises NonFiniteError, on all ranks, where a value is not finite anywhere.
         """
         rows = torch.stack([torch.cat(values) for values in self._terms.values()])
         means = torch.cat([rows.mean(1), torch.stack([*self._scalars.values()])]) if self._scalars else rows.mean(1)
+        sums = [found.flatten().to(means.dtype) for found in self._spread.values()]
+        every = torch.cat([means, *sums])
         if _ranks() > 1:
-            dist.all_reduce(means)
-            means = means / _ranks()
-        values = dict(zip([*self._terms, *self._scalars], means.tolist()))
+            dist.all_reduce(every)
+            every[: len(means)] /= _ranks()
+        names = [f"{n}/{what}{i}" for n, found in self._spread.items() for what in PARTS for i in range(found.shape[1])]
+        values = dict(zip([*self._terms, *self._scalars, *names], every.tolist()))
         bad = [name for name, value in values.items() if not math.isfinite(value)]
         if bad:
             raise NonFiniteError(self._message(bad, rows, keys, number))
@@ -65,6 +78,12 @@ class Tally:
             "are those of before. Look at these samples; resume from the last checkpoint with a lower optim.lr, or "
             "with trainer.precision=32-true"
         )
+
+
+def in_bins(values: Tensor, places: Tensor, bins: int) -> Tensor:
+    """Sum of the values (n,) in each bin, and how many they are: (2, bins). Repeated, it is the same on a GPU too."""
+    inside = (places[:, None] == torch.arange(bins, device=places.device)).to(at_least_float32(values).dtype)
+    return torch.stack([(at_least_float32(values)[:, None] * inside).sum(0), inside.sum(0)])
 
 
 def _shown(keys: list[str]) -> str:

@@ -1,0 +1,117 @@
+"""Snapshots of the power-function averages, from which an average of any length is made after training."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Callback
+from safetensors.torch import save_file
+from torch import Tensor
+
+from latentdiff.checkpoint import durable
+from latentdiff.config.errors import InputError
+
+FOLDER = "ema_snapshots"
+Precision = Literal["float32", "float16"]
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What the ``.json`` beside a snapshot's weights holds."""
+
+    weights: str
+    """Name of the ``.safetensors`` file: the trained parameters, named as in the trained model."""
+    length: float
+    updates: int
+    batches_seen: int
+    images_seen: int
+    dtype: Precision
+
+
+class EmaSnapshots(Callback):
+    """Every ``every`` batches, and with every checkpoint, writes the averages of the module's ``power_ema`` to
+    ``ema_snapshots/``, where it has one.
+
+    A resumed run drops the snapshots of batches that its checkpoint has not seen. The more snapshots, the closer the
+    reconstruction: 20 over the run meet lengths between 0.05 and 0.15 within 1 % (see docs/math.md).
+
+    Args:
+        run_dir: holds the folder.
+        every: batches between snapshots.
+        dtype: of the files; float16 halves them, at a relative error of 5e-4 of each weight.
+    """
+
+    def __init__(self, *, run_dir: str, every: int = 100, dtype: Precision = "float32"):
+        if every < 1:
+            raise InputError(f"callbacks.ema_snapshots.every: expected at least 1 batch, got {every}")
+        if dtype not in get_args(Precision):
+            raise InputError(
+                f"callbacks.ema_snapshots.dtype: expected {' or '.join(get_args(Precision))}, got {dtype!r}"
+            )
+        self.folder, self.every, self.dtype = Path(run_dir) / FOLDER, every, dtype
+        self._taken = -1
+
+    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        if trainer.is_global_zero:
+            for snapshot in read_snapshots(self.folder):
+                if snapshot.batches_seen > module.counters.batches_seen:
+                    _description(self.folder / snapshot.weights).unlink()
+                    (self.folder / snapshot.weights).unlink(missing_ok=True)
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_index) -> None:
+        if module.counters.batches_seen % self.every == 0:
+            self._take(trainer, module)
+
+    def on_save_checkpoint(self, trainer: pl.Trainer, module: pl.LightningModule, checkpoint: dict) -> None:
+        self._take(trainer, module)
+
+    def _take(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        averages, now = getattr(module, "power_ema", None), module.counters.batches_seen
+        if averages is None or not trainer.is_global_zero or self._taken == now:
+            return
+        trained = {name for name, p in module.model.named_parameters() if p.requires_grad}
+        for length, average in zip(averages.lengths, averages.averages):
+            weights = {name: p for name, p in average.named_parameters() if name in trained}
+            snapshot = Snapshot(
+                weights=f"batch-{now:08d}-length-{length:g}.safetensors",
+                length=length,
+                updates=averages.count,
+                **module.counters.as_dict(),
+                dtype=self.dtype,
+            )
+            self._write(snapshot, weights)
+        self._taken = now
+
+    def _write(self, snapshot: Snapshot, weights: dict[str, Tensor]) -> None:
+        """The description comes last: with it the snapshot is complete."""
+        stored = {name: p.detach().to("cpu", getattr(torch, self.dtype)).contiguous() for name, p in weights.items()}
+        if large := [name for name, value in stored.items() if not torch.isfinite(value).all()]:
+            raise InputError(f"callbacks.ema_snapshots.dtype: {large[0]} does not fit {self.dtype}; use float32")
+        file = self.folder / snapshot.weights
+        with durable.new_file(file) as staged:
+            save_file(stored, staged)
+        with durable.new_file(_description(file)) as staged:
+            staged.write_text(json.dumps(asdict(snapshot), indent=2) + "\n", encoding="utf-8")
+
+
+def read_snapshots(folder: Path) -> list[Snapshot]:
+    """The complete ones, by batches seen and length; none where there is no folder.
+
+    Raises InputError where a description is damaged.
+    """
+    found = []
+    for file in sorted(folder.glob("*.json")):
+        try:
+            found.append(Snapshot(**json.loads(file.read_text(encoding="utf-8"))))
+        except (ValueError, TypeError) as error:
+            raise InputError(f"'{file}' is damaged ({error}); remove it") from error
+    return sorted(found, key=lambda snapshot: (snapshot.batches_seen, snapshot.length))
+
+
+def _description(weights: Path) -> Path:
+    return weights.with_suffix(".json")
