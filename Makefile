@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test test-slow test-faults test-gpu lint clean
+.PHONY: install demo test test-slow test-faults test-gpu bench lint clean
 
 install: $(STAMP)
 
@@ -29,6 +29,10 @@ test-faults: install
 
 test-gpu: install
 	$(BIN)/python -m pytest -m gpu
+
+bench: install
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/train_step.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/sample.py
 
 lint: install
 	$(BIN)/ruff check .

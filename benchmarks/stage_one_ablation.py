@@ -11,10 +11,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
-import subprocess
-import sys
 from pathlib import Path
+
+from programs import batches_per_second, records, run
 
 NO_PERCEPTUAL = ["reconstruction.perceptual=null", "reconstruction.perceptual_weight=0"]
 ONLY_L1 = ["reconstruction.l2=0"]
@@ -42,7 +41,7 @@ def main() -> None:
     for number, (name, overrides) in enumerate(VARIANTS.items()):
         folder = args.out / f"{number}"
         if not (folder / "evaluation" / "results.json").exists():
-            batches = round(batches_per_second(overrides, folder / "speed") * args.seconds)
+            batches = round(speed(overrides, folder / "speed") * args.seconds)
             train(overrides, folder / "run", batches)
             run("evaluate.py", f"checkpoint={folder / 'run'}", f"run_dir={folder / 'evaluation'}")
         print(row(name, folder), flush=True)
@@ -58,28 +57,19 @@ def train(overrides: list[str], run_dir: Path, batches: int) -> None:
     run("train.py", *overrides, *size, *schedule, f"run_dir={run_dir}")
 
 
-def batches_per_second(overrides: list[str], run_dir: Path) -> float:
-    """of a short training in the same phases: the mean over its records but the first, which warms up."""
-    every = "callbacks.log.every=5"
-    train([*overrides, every], run_dir, SPEED_BATCHES)
-    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    seconds = [1 / line["images_per_second"] for line in lines if "images_per_second" in line][1:]
-    return 1 / (statistics.mean(seconds) * lines[-1]["images_seen"] / lines[-1]["batches_seen"])
+def speed(overrides: list[str], run_dir: Path) -> float:
+    """Batches per second of a short training in the same phases."""
+    train([*overrides, "callbacks.log.every=5"], run_dir, SPEED_BATCHES)
+    return batches_per_second(run_dir)
 
 
 def row(name: str, folder: Path) -> str:
     results = json.loads((folder / "evaluation" / "results.json").read_text())["results"]
-    batches = json.loads((folder / "run" / "metrics.jsonl").read_text().splitlines()[-1])["batches_seen"]
+    batches = records(folder / "run")[-1]["batches_seen"]
     frechet = next(value for key, value in results["frechet"].items() if key.startswith("fd_"))
     captions = results["captions"]
     shapes = " | ".join(f"{captions[scenes]['shape']:.3f}" for scenes in ("one_object", "two_objects"))
     return f"| {name} | {batches} | {results['reconstruction']['psnr']:.2f} | {frechet:.4f} | {shapes} |"
-
-
-def run(script: str, *overrides: str) -> None:
-    done = subprocess.run([sys.executable, script, *overrides], capture_output=True, text=True, check=False)
-    if done.returncode:
-        sys.exit(f"{script} {' '.join(overrides)} failed:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
 
 
 if __name__ == "__main__":

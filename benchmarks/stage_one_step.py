@@ -12,9 +12,6 @@ one contestant after the other and without a control.
 from __future__ import annotations
 
 import argparse
-import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -22,6 +19,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import torch
+from interleave import cpu_seconds, output_of_process, peak_mib, race
 from torch import nn
 
 from latentdiff.losses.adversarial import AdversarialSchedule, Hinge
@@ -56,7 +54,11 @@ def main() -> None:
         print(f"torch {torch.__version__}, {args.threads} thread(s), {args.rounds} rounds, float32")
         compare("training step, CompVis order", ours_step(), compvis_step(), args.rounds)
         compare("autoencoder fwd + bwd, diffusers", autoencoder_pass(ours()), autoencoder_pass(theirs()), args.rounds)
-        memory = {name: peak_in_process(name) for name in ("ours", "diffusers")}
+        threads = str(args.threads)
+        memory = {
+            name: float(output_of_process(__file__, "--memory", name, "--threads", threads))
+            for name in ("ours", "diffusers")
+        }
         print(
             f"peak memory over imports: ours {memory['ours']:.0f} MiB, diffusers {memory['diffusers']:.0f} MiB, "
             f"ratio {memory['ours'] / memory['diffusers']:.3f}"
@@ -64,28 +66,8 @@ def main() -> None:
 
 
 def compare(name: str, us: Callable[[], None], them: Callable[[], None], rounds: int) -> None:
-    """Their time over ours, and ours over ours, taking turns in changing order."""
-    for step in (us, them):
-        step()
-    ratios, null = [], []
-    for number in range(rounds):
-        if number % 2:
-            first, again, other = cpu_time(us), cpu_time(us), cpu_time(them)
-        else:
-            other, first, again = cpu_time(them), cpu_time(us), cpu_time(us)
-        ratios.append(2 * other / (first + again))
-        null.append(again / first)
-    print(
-        f"{name}: {statistics.median(ratios):.3f}x [{min(ratios):.3f}, {max(ratios):.3f}], "
-        f"null control {statistics.median(null):.3f} [{min(null):.3f}, {max(null):.3f}]",
-        flush=True,
-    )
-
-
-def cpu_time(step: Callable[[], None]) -> float:
-    began = time.process_time()
-    step()
-    return time.process_time() - began
+    times = race({"us": us, "them": them}, rounds, cpu_seconds)
+    print(f"{name}: {times.ratio('us', 'them')}, null control {times.null('us')}", flush=True)
 
 
 def ours() -> nn.Module:
@@ -223,27 +205,11 @@ def compvis_step() -> Callable[[], None]:
     return step
 
 
-def peak_in_process(name: str) -> float:
-    command = [sys.executable, __file__, "--memory", name, "--threads", str(torch.get_num_threads())]
-    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-
-
 def peak_of_step(name: str) -> float:
     """MiB over the imports, of three training passes."""
     from diffusers import AutoencoderKL  # noqa: F401  both contestants pay for the same imports
 
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts afresh: a child begins with its parent's
-    before = peak_kib()
-    step = autoencoder_pass(ours() if name == "ours" else theirs())
-    for _ in range(3):
-        step()
-    return (peak_kib() - before) / 1024
-
-
-def peak_kib() -> int:
-    """Largest resident set of this process (Linux)."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+    return peak_mib(lambda: autoencoder_pass(ours() if name == "ours" else theirs()))
 
 
 def gpu() -> None:
