@@ -21,8 +21,8 @@ from pathlib import Path
 
 from programs import attempt, batches_per_second, records, run, training_seconds
 
-DIFFUSION = "rectified_flow,rectified_flow_high_noise,ddpm_epsilon,ddpm_epsilon_min_snr,ddpm_v,ddpm_x0,cosine_v,edm"
-SAMPLERS = "euler_shifted,dpmpp_2m,heun,euler_ancestral"
+DIFFUSION = "rectified_flow_noise_first,rectified_flow,ddpm_epsilon,ddpm_v,cosine_v,edm"
+SAMPLERS = "euler_shifted,dpmpp_2m,heun"
 TWO_CALLS = ("heun", "heun_karras")
 """Samplers that call the network twice in each step but the last."""
 ATTRIBUTES = ("colour", "position", "size", "shape")
@@ -56,6 +56,8 @@ def main() -> None:
             row = evaluated(objective, sampler, scale, folder, args)
             print(line(row), flush=True)
             rows.append(row)
+    for reason in sorted({row["refused"] for row in rows if row["refused"] is not None}):
+        print(f"\nrefused: {reason}")
     (args.out / "objectives.json").write_text(json.dumps(rows, indent=2))
     print(f"\nwritten: {args.out / 'objectives.json'}; images: {args.out}/*/*/grid.png")
 

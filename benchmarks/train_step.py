@@ -46,6 +46,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="write all figures as JSON")
     parser.add_argument("--peak", help=argparse.SUPPRESS)  # what a process of its own is called with
     args = parser.parse_args()
+    wanted = args.only.split(",")
+    if strange := set(wanted) - set(PARTS):
+        parser.error(f"--only: expected some of {', '.join(PARTS)}, got {', '.join(sorted(strange))}")
     torch.set_num_threads(args.threads)
     if args.peak:
         print(peak_mib(lambda: contestants([args.peak])[args.peak]))
@@ -55,11 +58,11 @@ def main() -> None:
     if not bf16:
         print("this CPU has no bfloat16 instructions: the bfloat16 rows are left out")
     clock, found = cpu_clock(args.threads), {}
-    if "step" in args.only:
+    if "step" in wanted:
         found["step"] = steps(args.rounds, clock, bf16)
-    if "memory" in args.only:
+    if "memory" in wanted:
         found["memory"] = memory(args.threads, bf16)
-    if "ema" in args.only:
+    if "ema" in wanted:
         found["ema"] = ema(args.rounds, clock)
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)

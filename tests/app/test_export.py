@@ -123,6 +123,10 @@ def test_a_place_that_cannot_be_written(checkpoint, tmp_path: Path, capsys, form
     assert f"'{tmp_path}/file/vae.safetensors' cannot be written" in capsys.readouterr().err
 
 
+DIFFUSION = {
+    "path": {"_target_": "latentdiff.diffusion.path.ScaledLinearDDPM"},
+    "parameterization": {"_target_": "latentdiff.diffusion.parameterization.Epsilon"},
+}
 UNET = {
     "_target_": "latentdiff.models.backbones.unet.UNet",
     "in_channels": 4,
@@ -148,7 +152,9 @@ def stage_two(tmp_path: Path):
             kind="diffusion",
             model={f"model.denoiser.backbone.{name}": value for name, value in last.state_dict().items()},
             ema={f"ema.model.denoiser.backbone.{name}": value for name, value in average.state_dict().items()},
-            config=yaml.safe_dump({"task": {"denoiser": {"backbone": node}}, "data": {"size": 64}}),
+            config=yaml.safe_dump(
+                {"task": {"denoiser": {"backbone": node}}, "data": {"size": 64}, "diffusion": DIFFUSION}
+            ),
             counters={"batches_seen": 1, "images_seen": 2},
             latent={"channels": 4, "factor": 8},
         )
@@ -161,7 +167,9 @@ def stage_two(tmp_path: Path):
 def test_the_backbone_of_stage_two(stage_two, tmp_path: Path, capsys, arguments: tuple[str, ...]) -> None:
     run_dir, dest = stage_two(), tmp_path / "new/unet.safetensors"
     assert run(run_dir, dest, *arguments) == 0
-    assert f"backbone written: {dest}" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"backbone written: {dest}" in said
+    assert "it predicts Epsilon on ScaledLinearDDPM" in said
     expected = own_backbone(run_dir).state_dict()
     again = build(UNET)
     load_backbone_weights(again, dest)

@@ -66,7 +66,7 @@ def trained(folder: Path, dtype: str = "float32") -> tuple[Trained, dict[float, 
     module, run_dir = Trained(), folder / f"run-{dtype}"
     tracked = PowerEma(module.model.double(), lengths=(0.075, 0.13, 0.2))
     module.model.float()
-    snapshots = EmaSnapshots(run_dir=str(run_dir), every=EVERY, dtype=dtype)
+    snapshots = EmaSnapshots(run_dir=str(run_dir), total=EVERY, count=1, dtype=dtype)
     generator = torch.Generator().manual_seed(1)
     trainer = type("Trainer", (), {"is_global_zero": True})
     for number in range(BATCHES):

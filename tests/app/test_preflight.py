@@ -9,7 +9,15 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from latentdiff.app import preflight
-from latentdiff.app.preflight import check_backbone, check_kind, check_latents, check_resume, check_sampling, check_task
+from latentdiff.app.preflight import (
+    check_backbone,
+    check_kind,
+    check_latents,
+    check_loss,
+    check_resume,
+    check_sampling,
+    check_task,
+)
 from latentdiff.checkpoint import store
 from latentdiff.config.errors import InputError
 
@@ -28,7 +36,9 @@ def config(in_channels: object = "${latent.channels}", size: int = 16) -> DictCo
         "norm_groups": 2,
     }
     latent = {"channels": None, "factor": None}
-    return OmegaConf.create({"first_stage": {}, "latent": latent, "backbone": backbone, "data": {"size": size}})
+    task = {"_target_": "latentdiff.training.diffusion_module.DiffusionModule"}
+    parts = {"first_stage": {}, "latent": latent, "backbone": backbone, "data": {"size": size}, "task": task}
+    return OmegaConf.create(parts)
 
 
 def test_the_shape_of_the_latents_goes_into_the_configuration() -> None:
@@ -99,6 +109,8 @@ POWER = {"_target_": "latentdiff.training.power_ema.PowerEma", "_partial_": True
     [
         ("task.micro_batch", 0, r"task\.micro_batch: .* at least 1"),
         ("task.offset_noise", -0.5, r"task\.offset_noise: expected a strength of at least 0"),
+        ("task.gradient_clip", -1.0, r"task\.gradient_clip: expected a norm above 0, got -1"),
+        ("task.ema_decay", 1.5, r"task\.ema_decay: expected at least 0 and below 1, got 1\.5"),
         ("task.power_ema", {**POWER, "lengths": [0.1]}, r"power_ema\.lengths: expected at least two"),
         ("task.power_ema", {**POWER, "lengths": [0.1, 0.4]}, r"EMA length: expected one in \(0, 0\.2887\)"),
     ],
@@ -123,6 +135,9 @@ def test_weights_for_a_backbone_need_a_task_that_has_one() -> None:
     ("key", "value", "message"),
     [
         ("conditioner.width", 5, r"backbone\.context_dim: .* tokens of width 4, the conditioner gives width 5"),
+        ("backbone.num_classes", 10, "backbone: .*label"),
+        ("backbone.vector_dim", 8, "backbone: .*vector"),
+        ("backbone.out_channels", 3, r"backbone: expected an output of the latent's shape \(4, 2, 2\).* \(3, 2, 2\)"),
         ("task.compile", "all", r"task\.compile: expected none or blocks, got 'all'"),
         ("init_backbone", "/no/such/file.ckpt", r"init_backbone: '/no/such/file\.ckpt' does not exist"),
         ("init_backbone", "/", r"init_backbone: no checkpoint found under '/'"),
@@ -162,6 +177,62 @@ def test_backbones_that_do_not_fit_are_refused(key: str, value: object, message:
 def test_sampling_that_cannot_work_is_refused(changes: dict, message: str) -> None:
     with pytest.raises(InputError, match=message):
         check_sampling(diffusion_config(changes))
+
+
+LAWS = "latentdiff.diffusion.timesteps."
+NORMAL = {"_target_": LAWS + "LogitNormal"}
+CURRICULUM = {"_target_": LAWS + "Curriculum", "first": NORMAL, "then": NORMAL, "batches": 100}
+UNIT = {"_target_": "latentdiff.diffusion.weighting.Unit"}
+
+
+def loss_config(timesteps: dict, weighting: dict = UNIT, path: str = "ScaledLinearDDPM") -> DictConfig:
+    diffusion = {
+        "path": {"_target_": f"latentdiff.diffusion.path.{path}"},
+        "parameterization": {"_target_": "latentdiff.diffusion.parameterization.V"},
+    }
+    loss = {"_target_": "latentdiff.diffusion.loss.DiffusionLoss", "timesteps": timesteps, "weighting": weighting}
+    return diffusion_config({"diffusion": diffusion, "task.loss": loss})
+
+
+def test_a_sound_loss_passes() -> None:
+    check_loss(loss_config({"_target_": LAWS + "DiscreteUniform", "steps": 1000}))
+    check_loss(loss_config(CURRICULUM))
+
+
+@pytest.mark.parametrize(
+    ("law", "weighting", "message"),
+    [
+        ({**NORMAL, "std": 0.0}, UNIT, "diffusion: .*std must be positive"),
+        ({**CURRICULUM, "batches": -1}, UNIT, "diffusion: .*batches must be at least 0"),
+        ({**CURRICULUM, "then": CURRICULUM}, UNIT, r"diffusion: .*Curriculum\.then: expected a law of t"),
+        ({"_target_": LAWS + "Shifted", "law": CURRICULUM, "shift": 2.0}, UNIT, r"diffusion: .*Shifted\.law"),
+        (NORMAL, {"_target_": "latentdiff.diffusion.weighting.MinSNR", "gamma": -1.0}, "diffusion: .*gamma"),
+        ({"_target_": LAWS + "DiscreteUniform", "steps": 100}, UNIT, r"diffusion\.timesteps\.steps: .* 1000, got 100"),
+    ],
+)
+def test_losses_that_cannot_work_are_refused(law: dict, weighting: dict, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        check_loss(loss_config(law, weighting))
+
+
+@pytest.mark.parametrize(("seen", "batches", "goes_on"), [(99, 200, True), (100, 200, False), (300, 200, True)])
+def test_a_resumed_run_does_not_go_back_to_the_first_law(
+    tmp_path: Path, seen: int, batches: int, goes_on: bool
+) -> None:
+    store.save(
+        tmp_path / "last",
+        kind="diffusion",
+        model={"a": torch.zeros(1)},
+        config=OmegaConf.to_yaml(loss_config(CURRICULUM), resolve=True),
+        counters={"batches_seen": seen, "images_seen": 2},
+        train_state={},
+    )
+    now = loss_config({**CURRICULUM, "batches": batches})
+    if goes_on:
+        check_resume(now, tmp_path / "last")
+    else:
+        with pytest.raises(InputError, match=r"set diffusion\.timesteps\.batches=100"):
+            check_resume(now, tmp_path / "last")
 
 
 class Diverging:

@@ -156,6 +156,20 @@ def test_a_guide_of_something_else_is_refused(classifier, guide, kind):
         made.check_fits(table, (8, 8))
 
 
+def test_latents_scaled_otherwise_are_refused(classifier):
+    made = CheckpointClassifierGuidance(checkpoint=classifier[0], scale=1.0)
+    with pytest.raises(InputError, match=r"the classifier .* scaled otherwise than those of 'model'"):
+        made.check_fits(model(first_stage=FIRST | {"mean": [0.0], "std": [5.0]}), (8, 8))
+
+
+def test_a_guide_that_does_not_answer_at_the_noisiest_time_is_refused(saved):
+    node = DENOISER | {"parameterization": {"_target_": "latentdiff.diffusion.parameterization.Epsilon"}}
+    parts = {"denoiser": build(node), "conditioner": build(CONDITIONER)}
+    path, _ = saved("diffusion", {"denoiser": node, "conditioner": CONDITIONER}, torch.nn.ModuleDict(parts))
+    with pytest.raises(InputError, match=r"answers up to t=0\.99 \(its prediction is Epsilon\), .* starts at t=1"):
+        CheckpointAutoguidance(checkpoint=path, scale=2.0).check_fits(model(), (8, 8))
+
+
 def test_two_tables_of_one_class_are_told_apart(classifier):
     made = CheckpointClassifierGuidance(checkpoint=classifier[0], scale=1.0)
     made.classifier.path = ScaledLinearDDPM()

@@ -83,6 +83,13 @@ def test_karras_is_edm_s_grid_on_edm_s_path():
     assert got[-1].item() == 0
 
 
+def test_karras_ends_at_the_path_s_own_lowest_level():
+    path = KarrasVE(sigma_min=0.004, sigma_max=160.0)
+    levels = path.alpha_sigma(Karras()(path, 9).double())[1]
+    assert levels[0].item() == pytest.approx(160.0)
+    assert levels[-2].item() == pytest.approx(0.004, rel=1e-4)
+
+
 def test_karras_is_cut_to_what_the_path_has():
     assert torch.equal(Karras(sigma_max=1e6)(DDPM, 9), Karras()(DDPM, 9))
     assert Karras(sigma_max=1e6)(DDPM, 9, 0.5)[0].item() == 0.5

@@ -253,6 +253,10 @@ def test_churn_stays_within_the_path(path, two_modes):
     assert seen[0] == 1.0
     assert max(seen) <= 1
     assert any(t not in times for t in seen)
+    seen.clear()
+    below = 0.9 * times
+    Heun(s_churn=5)(denoise, path, start(), below, noise_at)
+    assert max(seen) <= 0.9 + 1e-6
 
 
 @pytest.mark.parametrize(

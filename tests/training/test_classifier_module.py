@@ -12,7 +12,8 @@ from latentdiff.diffusion.path import RectifiedFlow
 from latentdiff.diffusion.timesteps import Uniform
 from latentdiff.models.autoencoder.codec import LatentCodec
 from latentdiff.models.classifier import EncoderClassifier, NoisyClassifier
-from latentdiff.training.classifier_module import ClassifierModule, quarter
+from latentdiff.training.classifier_module import ClassifierModule
+from latentdiff.training.loss_by_time import quarters
 from latentdiff.training.optim import WarmupConstant
 
 CLASSES = 3
@@ -126,7 +127,7 @@ def test_training_logs_accuracy_by_quarters(classifier_module, labelled, fit):
     assert logged["train/loss"] == pytest.approx(loss.mean().item(), rel=1e-5)
     assert logged["train/accuracy"] == pytest.approx(right.mean().item())
     for i in range(4):
-        assert logged[f"train/accuracy_t{i}"] == pytest.approx(right[quarter(t) == i].mean().item())
+        assert logged[f"train/accuracy_t{i}"] == pytest.approx(right[quarters(t) == i].mean().item())
     assert module.counters.as_dict() == {"batches_seen": 1, "images_seen": 8}
     assert int(module.ema.updates) == 1
 

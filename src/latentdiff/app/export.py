@@ -96,7 +96,17 @@ def _backbone(checkpoint: str | Path, dest: Path, form: Format, single_file: boo
     else:
         size, latent = _image_size(checkpoint), _manifest(checkpoint).latent
         notes = unet_diffusers.write(backbone, dest, sample_size=size // latent["factor"] if size and latent else None)
-    return Exported("backbone", notes)
+    return Exported("backbone", [*notes, _use(checkpoint)])
+
+
+def _use(checkpoint: str | Path) -> str:
+    """What another program must do with a backbone that the files do not say."""
+    diffusion = load_config(_place(checkpoint) / store.CONFIG).diffusion
+    path, prediction = (diffusion[part]._target_.rpartition(".")[2] for part in ("path", "parameterization"))
+    return (
+        f"it predicts {prediction} on {path} at that path's network time (docs/math.md), for latents whitened by its "
+        "first stage, which is exported by itself: choose scheduler and scaling of the other program accordingly"
+    )
 
 
 def _kind(checkpoint: str | Path) -> str:

@@ -21,6 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from latentdiff.checkpoint import store
 from latentdiff.checkpoint.foreign import reading as foreign
 from latentdiff.checkpoint.foreign.statistics import Statistics
+from latentdiff.checkpoint.foreign.unet import reading as unet
 from latentdiff.checkpoint.models import recorded_statistics
 from latentdiff.config.errors import InputError
 from latentdiff.config.faults import did_you_mean
@@ -76,10 +77,11 @@ class Automatic:
 def planned(cfg: DictConfig, resumed: Path | None) -> Named | Automatic:
     """The first stage that ``first_stage.checkpoint`` asks for, checked as far as it exists; nothing is trained yet.
 
-    A run that goes on from the checkpoint ``resumed``, of the kind that is trained, keeps its first stage: ``auto``
-    stands for that one, and another one is refused.
+    A run that goes on from the checkpoint ``resumed``, of the kind that is trained, or starts from the backbone of a
+    checkpoint of ours, keeps its first stage: ``auto`` stands for that one, and another one is refused.
     """
     choice, before = cfg.first_stage.checkpoint, None
+    resumed = resumed or _beginning(cfg.get("init_backbone"))
     if resumed is not None:
         before = store.read_manifest(resumed).first_stage
         choice = before["path"] if choice == "auto" else choice
@@ -100,6 +102,18 @@ def planned(cfg: DictConfig, resumed: Path | None) -> Named | Automatic:
         raise InputError(f"first_stage.checkpoint: {error}") from error
     _refuse_another(path, manifest.digest, resumed, before)
     return Named(path, manifest.latent)
+
+
+def _beginning(init_backbone: str | None) -> Path | None:
+    """The stage-two checkpoint of ours that a backbone is to start from, if it is one."""
+    if init_backbone is None or unet.recognises(init_backbone) or not Path(init_backbone).exists():
+        return None
+    try:
+        path = store.resolve(init_backbone, prefer=("last", "best"))
+        store.read_manifest(path, expect_kind="diffusion")
+    except InputError as error:
+        raise InputError(f"init_backbone: {error}") from error
+    return path
 
 
 def _foreign(cfg: DictConfig, path: Path, resumed: Path | None, before: dict | None) -> Named:

@@ -47,9 +47,10 @@ def reconstruct(run_dir: str | Path, dest: str | Path, *, length: float) -> Reco
     if os.path.lexists(dest):
         raise InputError(f"'{dest}' stands already and is not overwritten; name another place, or remove it")
     path = store.resolve(run_dir, prefer=("last", "best"))
+    store.read_manifest(path, expect_kind="diffusion")
     manifest = store.verify(path)
     model = store.load_weights(path, "model")
-    folder, updates = path.parent.parent / FOLDER, _updates(path, model)
+    folder, updates = path.resolve().parent.parent / FOLDER, _updates(path, model)
     known = [snapshot for snapshot in read_snapshots(folder) if snapshot.updates <= updates]
     if not known:
         raise InputError(
@@ -62,7 +63,7 @@ def reconstruct(run_dir: str | Path, dest: str | Path, *, length: float) -> Reco
         raise InputError(
             f"length {length:g}: the {len(known)} snapshots give its profile with an error of {error:.0%}, "
             f"{LARGEST_ERROR:.0%} are allowed; choose a length nearer to {near}, or train with more snapshots "
-            "(callbacks.ema_snapshots.every)"
+            "(callbacks.ema_snapshots.count), or name the run that wrote the others"
         )
     ema = store.load_weights(path, "ema")
     ema |= _summed([folder / snapshot.weights for snapshot in known], x, ema)

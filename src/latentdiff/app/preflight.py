@@ -16,9 +16,11 @@ from latentdiff.checkpoint.foreign.backbones import load_backbone_weights
 from latentdiff.config import allowlist
 from latentdiff.config.errors import InputError
 from latentdiff.config.instantiate import build
+from latentdiff.diffusion.timesteps import Curriculum, DiscreteUniform
 from latentdiff.training.compilation import compile_blocks
 from latentdiff.training.diffusion_module import check_offset_noise
 from latentdiff.training.parts import check_micro_batch
+from latentdiff.types import Conditioning
 
 POSITIVE = ("max_batches", "global_batch", "validate_every", "data.size")
 
@@ -62,13 +64,14 @@ def check_latents(cfg: DictConfig, latent: dict[str, int]) -> None:
     if cfg.backbone is not None:
         with torch.device("meta"):
             backbone = build(cfg.backbone)
+        name = "backbone" if kind_of(cfg) == "diffusion" else kind_of(cfg)
         below, reads = getattr(backbone, "factor", 1), getattr(backbone, "in_channels", latent["channels"])
-        if reads < latent["channels"]:
+        if reads != latent["channels"]:
             raise InputError(
-                f"backbone.in_channels: the backbone reads {reads} channels, the first stage's latents have "
+                f"{name}.in_channels: the {name} reads {reads} channels, the first stage's latents have "
                 f"{latent['channels']}; leave it at ${{latent.channels}}, or name another first stage"
             )
-        factor, by = factor * below, f"{factor} (the autoencoder's factor) x {below} (the backbone's)"
+        factor, by = factor * below, f"{factor} (the autoencoder's factor) x {below} (the {name}'s)"
     size = cfg.data.size
     if size % factor:
         near = max(factor, round(size / factor) * factor)
@@ -97,6 +100,10 @@ def check_task(cfg: DictConfig) -> None:
     """Numbers and choices of the task that its constructor would refuse after the first stage was trained."""
     check_micro_batch(cfg.task.get("micro_batch"))
     check_offset_noise(cfg.task.get("offset_noise", 0.0))
+    if (clip := cfg.task.get("gradient_clip", 1.0)) <= 0:
+        raise InputError(f"task.gradient_clip: expected a norm above 0, got {clip}")
+    if not 0 <= (decay := cfg.task.get("ema_decay", 0.0)) < 1:
+        raise InputError(f"task.ema_decay: expected at least 0 and below 1, got {decay}")
     if cfg.task.get("power_ema") is not None:
         build(cfg.task.power_ema)(torch.nn.Linear(1, 1))
     if cfg.init_backbone is not None and kind_of(cfg) != "diffusion":
@@ -117,6 +124,7 @@ def check_backbone(cfg: DictConfig, *, resumed: bool) -> None:
             f"width {width}; leave it at ${{conditioner.width}}, or choose another conditioner"
         )
     compile_blocks(backbone, cfg.task.get("compile", "none"))
+    _check_shapes(cfg, backbone, width)
     if cfg.init_backbone is None or resumed:
         return
     if not Path(cfg.init_backbone).exists():
@@ -130,6 +138,43 @@ def check_backbone(cfg: DictConfig, *, resumed: bool) -> None:
             load_backbone_weights(backbone, cfg.init_backbone)  # names and shapes; on the meta device nothing is kept
     except InputError as error:
         raise InputError(f"init_backbone: {error}") from error
+
+
+def _check_shapes(cfg: DictConfig, backbone: torch.nn.Module, width: int | None) -> None:
+    """On the meta device, where nothing is computed: what the conditioner gives goes in, a latent comes out."""
+    side = cfg.data.size // cfg.latent.factor
+    with torch.device("meta"):
+        x, tokens = torch.empty(1, cfg.latent.channels, side, side), None if width is None else torch.empty(1, 2, width)
+        try:
+            shape = backbone(x, torch.empty(1), Conditioning(tokens=tokens)).shape
+        except InputError as error:
+            raise InputError(f"backbone: {error}") from error
+    if shape != x.shape:
+        raise InputError(
+            f"backbone: expected an output of the latent's shape {tuple(x.shape[1:])}, it has {tuple(shape[1:])}; "
+            "leave backbone.out_channels at ${latent.channels}"
+        )
+
+
+def check_loss(cfg: DictConfig) -> None:
+    """The law of t and the weighting take their settings, and a law for a table knows the path's."""
+    try:
+        path = build(cfg.diffusion.path)
+        if kind_of(cfg) == "classifier":
+            law = build(cfg.task.timesteps)
+            law(torch.tensor([0.5]))
+            return
+        loss, parameterization = build(cfg.task.loss), build(cfg.diffusion.parameterization)
+        t = loss.sample_t(torch.tensor([0.5]), 0.9, 0)
+        loss.weighting(path, parameterization, t)
+        law = loss.timesteps
+    except (InputError, TypeError) as error:
+        raise InputError(f"diffusion: {error}") from error
+    if isinstance(law, DiscreteUniform) and law.steps != path.steps:
+        raise InputError(
+            f"diffusion.timesteps.steps: expected the length of the path's table, {path.steps}, got {law.steps}; set "
+            "diffusion.path.steps and diffusion.timesteps.steps alike"
+        )
 
 
 def check_sampling(cfg: DictConfig) -> None:
@@ -178,6 +223,20 @@ def check_resume(cfg: DictConfig, checkpoint: Path) -> None:
             f"'{checkpoint}' cannot be resumed with another architecture; start in a new run_dir, or set back\n  "
             + "\n  ".join(differing)
         )
+    laws = [OmegaConf.select(each, "task.loss.timesteps") for each in (cfg, saved)]
+    if None not in laws:
+        _check_curriculum(*map(build, laws), checkpoint)
+
+
+def _check_curriculum(now: object, before: object, checkpoint: Path) -> None:
+    """A resumed run does not go back to the first law, which a larger ``max_batches`` may have made longer."""
+    if isinstance(now, Curriculum) and isinstance(before, Curriculum):
+        seen = store.read_manifest(checkpoint).counters["batches_seen"]
+        if before.batches <= seen < now.batches:
+            raise InputError(
+                f"diffusion.timesteps: '{checkpoint}' left the curriculum's first law after {before.batches} batches, "
+                f"now it would rule {now.batches}; set diffusion.timesteps.batches={before.batches}"
+            )
 
 
 def _differences(old: object, new: object, key: str) -> Iterator[tuple[str, object, object]]:

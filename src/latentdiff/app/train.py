@@ -36,6 +36,8 @@ def run(cfg: DictConfig) -> None:
         preflight.check_kind(cfg, checkpoint)
     first = None if cfg.first_stage is None else stage_one.planned(cfg, checkpoint)
     preflight.check_latents(cfg, first.latent if first else stage_one.latent_shape(cfg.autoencoder))
+    if first is not None:
+        preflight.check_loss(cfg)
     if preflight.kind_of(cfg) == "diffusion":
         preflight.check_backbone(cfg, resumed=checkpoint is not None)
         preflight.check_sampling(cfg)

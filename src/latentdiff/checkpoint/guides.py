@@ -53,6 +53,12 @@ class CheckpointAutoguidance(Autoguidance):
         """Raises InputError unless the guide makes what the model makes."""
         check_same_latents("guide", self.origin, model)
         check_same_path("guide", self.origin, self.guide.path, model.denoiser.path)
+        if self.guide.t_max < model.denoiser.t_max:
+            raise InputError(
+                f"guidance.checkpoint: the guide '{self.origin.path}' answers up to t={self.guide.t_max:g} (its "
+                f"prediction is {type(self.guide.parameterization).__name__}), sampling starts at "
+                f"t={model.denoiser.t_max:g}; choose a guide with the model's prediction"
+            )
 
     def describe(self) -> dict[str, object]:
         return super().describe() | _about(self.origin)
@@ -71,6 +77,11 @@ def check_same_latents(name: str, guide: Checkpoint, model: Checkpoint) -> None:
             f"guidance.checkpoint: the {name} '{guide.path}' was trained on the first stage "
             f"{theirs.first_stage['hash'][:12]}, the model '{model.path}' on {ours.first_stage['hash'][:12]}; "
             f"train the {name} with first_stage.checkpoint={ours.first_stage['path']}"
+        )
+    if any(ours.first_stage.get(key) != theirs.first_stage.get(key) for key in ("mean", "std")):
+        raise InputError(
+            f"guidance.checkpoint: the {name} '{guide.path}' was trained on latents of the same first stage scaled "
+            f"otherwise than those of '{model.path}'; train the {name} with the same first_stage.scale and shift"
         )
 
 

@@ -116,8 +116,8 @@ class Karras:
     def __init__(self, *, sigma_min: float | None = None, sigma_max: float | None = None, rho: float = 7.0):
         """In units of sigma / alpha; sigma_max is cut to the path's own at t_max.
 
-        None means the path's own range, from the first entry of its table to t_max, and EDM's 0.002 and 80 where it has
-        no table and no finite sigma / alpha at t_max.
+        None means the path's own range, from the first entry of its table, or KarrasVE's sigma_min, to t_max; EDM's
+        0.002 and 80 where it has none and no finite sigma / alpha at t_max.
         """
         if rho < 1 or any(bound is not None and not 0 < bound < math.inf for bound in (sigma_min, sigma_max)):
             raise InputError(
@@ -133,7 +133,7 @@ class Karras:
         high = min(highest, default if self.sigma_max is None else self.sigma_max)
         low = self.sigma_min
         if low is None:
-            low = 0.002 if table is None else _ratio(path, 1 / table)
+            low = getattr(path, "sigma_min", 0.002) if table is None else _ratio(path, 1 / table)
         if low >= high:
             raise InputError(
                 f"Karras: expected sigma_min below {high:.6g} (the largest sigma / alpha of this grid on "

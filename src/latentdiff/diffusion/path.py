@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from latentdiff.config.errors import InputError
-from latentdiff.diffusion.coefficients import at_least_float32, mix, per_sample
+from latentdiff.diffusion.coefficients import at_least_float32, mix
 from latentdiff.diffusion.discrete_path import DiscreteVP, LinearDDPM, ScaledLinearDDPM
 
 __all__ = [
@@ -22,8 +22,6 @@ __all__ = [
     "LinearDDPM",
     "RectifiedFlow",
     "ScaledLinearDDPM",
-    "at_least_float32",
-    "per_sample",
 ]
 
 

@@ -87,6 +87,7 @@ class Shifted:
         """``law``: of this module; ``shift``: 1 changes nothing, SD3 uses 3 at 1024 px."""
         if shift <= 0:
             raise InputError(f"Shifted: shift must be positive, got {shift}")
+        _refuse_curriculum("Shifted.law", law)
         self.law, self.shift = law, shift
 
     def __call__(self, u: Tensor, t_max: float = 1.0) -> Tensor:
@@ -106,16 +107,23 @@ class Curriculum:
     ):
         """``first`` rules ``batches`` training batches, of a run of ``total`` batches at most two in five.
 
-        Raises InputError where ``batches`` is negative.
+        Raises InputError where ``batches`` is negative, or a law is a curriculum itself.
         """
         if batches < 0:
             raise InputError(f"Curriculum: batches must be at least 0, got {batches}")
+        _refuse_curriculum("Curriculum.first", first)
+        _refuse_curriculum("Curriculum.then", then)
         self.first, self.then = first, then
         self.batches = batches if total is None else min(batches, 2 * total // 5)
 
     def at(self, batch: int | None) -> Callable[..., Tensor]:
         """The law of a training batch, counted from 0; None means that training is over."""
         return self.first if batch is not None and batch < self.batches else self.then
+
+
+def _refuse_curriculum(where: str, law: object) -> None:
+    if isinstance(law, Curriculum):
+        raise InputError(f"{where}: expected a law of t, got a Curriculum of two; put the Curriculum outermost")
 
 
 def _normal_cdf(z: float) -> float:

@@ -93,13 +93,12 @@ class LatentPipeline:
                 return self.guidance(self.denoiser, x_t, t, conditions)
 
         def noise_at(step: int) -> Tensor:
-            return seeded_noise(seeds, f"step {step}", self.latent_shape).to(device)
+            return _sent(seeded_noise(seeds, f"step {step}", self.latent_shape), device)
 
-        times = self.times.to(device)
         # Marginal of x at times[0] for whitened data of variance 1; the standard normal on variance-preserving paths.
-        alpha, sigma = path.alpha_sigma(times[0])
-        x = torch.sqrt(alpha**2 + sigma**2) * seeded_noise(seeds, "start", self.latent_shape).to(device)
-        return self.sampler(denoise, path, x, times, noise_at, on_step)
+        alpha, sigma = path.alpha_sigma(self.times[0])
+        start = torch.sqrt(alpha**2 + sigma**2) * seeded_noise(seeds, "start", self.latent_shape)
+        return self.sampler(denoise, path, _sent(start, device), self.times, noise_at, on_step)
 
     @torch.inference_mode()
     def decode(self, latents: Tensor) -> Tensor:
@@ -162,6 +161,11 @@ class Reconstruction:
 def to_uint8(image: Tensor) -> Tensor:
     """round((clamp(x, -1, 1) + 1) * 127.5) of float images in [-1, 1]."""
     return ((image.float().clamp(-1.0, 1.0) + 1.0) * 127.5).round().to(torch.uint8)
+
+
+def _sent(x: Tensor, device: torch.device) -> Tensor:
+    """From the CPU to the device, which is not waited for."""
+    return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x.to(device)
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:

@@ -16,13 +16,11 @@ from latentdiff.models.autoencoder.codec import LatentCodec
 from latentdiff.models.classifier import NoisyClassifier
 from latentdiff.training.counters import Counters, continue_run
 from latentdiff.training.ema import Ema
+from latentdiff.training.loss_by_time import QUARTERS, quarters
 from latentdiff.training.optim import set_learning_rate
 from latentdiff.training.parts import check_micro_batch, gradient_sync, images
 from latentdiff.training.tally import PARTS, Tally, in_bins
 from latentdiff.types import Batch
-
-QUARTERS = 4
-"""Bins of t in [0, 1] of which the accuracy is logged one by one."""
 
 
 class ClassifierModule(pl.LightningModule):
@@ -95,7 +93,7 @@ class ClassifierModule(pl.LightningModule):
             torch.manual_seed(stable_hash(self.seed, number, "dropout", part.start))
             loss, right, t = self._answers(self.model, part, draws)
             tally.add({"loss": loss, "accuracy": right})
-            tally.spread("accuracy", right, quarter(t), QUARTERS)
+            tally.spread("accuracy", right, quarters(t), QUARTERS)
             with gradient_sync(self, part is parts[-1]):
                 self.manual_backward(loss.sum() / len(batch))
         tally.note("grad_norm", nn.utils.clip_grad_norm_(self.model.parameters(), self.gradient_clip))
@@ -137,7 +135,7 @@ class ClassifierModule(pl.LightningModule):
         """The averaged weights at noise and t that are the same in every validation of every run."""
         draws = Draws.of(batch, seed=0, number=batch.number, device=self.device)
         loss, right, t = self._answers(self.ema.model, batch, draws)
-        self._validated += in_bins(right, quarter(t), QUARTERS)
+        self._validated += in_bins(right, quarters(t), QUARTERS)
         values = {"val/loss": loss.mean(), "val/accuracy": right.mean()}
         self.log_dict(values, logger=False, batch_size=len(batch), sync_dist=True, prog_bar=True)
 
@@ -145,11 +143,6 @@ class ClassifierModule(pl.LightningModule):
         if dist.is_available() and dist.is_initialized():
             dist.all_reduce(self._validated)
         self.log_dict(_by_quarter("val", *self._validated.tolist()), logger=False)
-
-
-def quarter(t: Tensor) -> Tensor:
-    """Which quarter of [0, 1] each t is in, 0 to 3."""
-    return (t * QUARTERS).long().clamp(0, QUARTERS - 1)
 
 
 def _by_quarter(prefix: str, right: list[float], count: list[float]) -> dict[str, float]:

@@ -60,7 +60,7 @@ class Tally:
             every[: len(means)] /= _ranks()
         names = [f"{n}/{what}{i}" for n, found in self._spread.items() for what in PARTS for i in range(found.shape[1])]
         values = dict(zip([*self._terms, *self._scalars, *names], every.tolist()))
-        bad = [name for name, value in values.items() if not math.isfinite(value)]
+        bad = [name for name in (*self._terms, *self._scalars) if not math.isfinite(values[name])]
         if bad:
             raise NonFiniteError(self._message(bad, rows, keys, number))
         return values
@@ -82,8 +82,9 @@ class Tally:
 
 def in_bins(values: Tensor, places: Tensor, bins: int) -> Tensor:
     """Sum of the values (n,) in each bin, and how many they are: (2, bins). Repeated, it is the same on a GPU too."""
-    inside = (places[:, None] == torch.arange(bins, device=places.device)).to(at_least_float32(values).dtype)
-    return torch.stack([(at_least_float32(values)[:, None] * inside).sum(0), inside.sum(0)])
+    values = at_least_float32(values)[:, None]
+    inside = places[:, None] == torch.arange(bins, device=places.device)
+    return torch.stack([torch.where(inside, values, 0).sum(0), inside.to(values.dtype).sum(0)])
 
 
 def _shown(keys: list[str]) -> str:

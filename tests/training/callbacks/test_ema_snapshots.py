@@ -23,7 +23,7 @@ def seen(folder) -> list[tuple[int, float]]:
 
 def test_the_averages_are_written_with_their_counters(module, batch, fit, tmp_path):
     trained = module()
-    fit(trained, [batch(i) for i in range(6)], EmaSnapshots(run_dir=str(tmp_path), every=3))
+    fit(trained, [batch(i) for i in range(6)], EmaSnapshots(run_dir=str(tmp_path), total=6, count=2))
     assert seen(tmp_path) == [(3, 0.05), (3, 0.1), (6, 0.05), (6, 0.1)]
     snapshot = read_snapshots(tmp_path / "ema_snapshots")[-1]
     assert (snapshot.updates, snapshot.images_seen, snapshot.dtype) == (6, 24, "float32")
@@ -35,14 +35,14 @@ def test_the_averages_are_written_with_their_counters(module, batch, fit, tmp_pa
 
 
 def test_every_checkpoint_has_one(module, batch, fit, tmp_path):
-    callbacks = EmaSnapshots(run_dir=str(tmp_path), every=4), Checkpoints(run_dir=str(tmp_path), every=2)
+    callbacks = EmaSnapshots(run_dir=str(tmp_path), total=4, count=1), Checkpoints(run_dir=str(tmp_path), every=2)
     fit(module(), [batch(i) for i in range(5)], *callbacks, plugins=[DirectoryCheckpointIO(config="")])
     assert seen(tmp_path) == [(n, length) for n in (2, 4, 5) for length in (0.05, 0.1)]
 
 
 def test_half_precision_is_written_on_request_and_refused_where_it_overflows(module, batch, fit, tmp_path):
     trained = module()
-    fit(trained, [batch(0)], EmaSnapshots(run_dir=str(tmp_path), every=1, dtype="float16"))
+    fit(trained, [batch(0)], EmaSnapshots(run_dir=str(tmp_path), total=1, dtype="float16"))
     snapshot = read_snapshots(tmp_path / "ema_snapshots")[0]
     weights = load_file(tmp_path / "ema_snapshots" / snapshot.weights)
     own = dict(trained.power_ema.averages[0].named_parameters())
@@ -51,25 +51,25 @@ def test_half_precision_is_written_on_request_and_refused_where_it_overflows(mod
     with torch.no_grad():
         large.model["denoiser"].backbone.out[2].bias.fill_(1e5)
     with pytest.raises(InputError, match=r"denoiser.backbone.out.2.bias does not fit float16; use float32"):
-        fit(large, [batch(0)], EmaSnapshots(run_dir=str(tmp_path), every=1, dtype="float16"))
+        fit(large, [batch(0)], EmaSnapshots(run_dir=str(tmp_path), total=1, dtype="float16"))
 
 
 def test_nothing_without_the_averages(any_module, batch, fit, tmp_path):
-    fit(any_module(), [batch(0)], EmaSnapshots(run_dir=str(tmp_path), every=1))
+    fit(any_module(), [batch(0)], EmaSnapshots(run_dir=str(tmp_path), total=1))
     assert not (tmp_path / "ema_snapshots").exists()
 
 
 def test_a_resumed_run_drops_what_its_checkpoint_has_not_seen(module, batch, fit, tmp_path):
     trained = module()
-    fit(trained, [batch(i) for i in range(4)], EmaSnapshots(run_dir=str(tmp_path), every=1))
+    fit(trained, [batch(i) for i in range(4)], EmaSnapshots(run_dir=str(tmp_path), total=1))
     trained.counters.batches_seen = 2
-    fit(trained, [batch(2)], EmaSnapshots(run_dir=str(tmp_path), every=100))
+    fit(trained, [batch(2)], EmaSnapshots(run_dir=str(tmp_path), total=100, count=1))
     assert seen(tmp_path) == [(n, length) for n in (1, 2) for length in (0.05, 0.1)]
     assert len(list((tmp_path / "ema_snapshots").iterdir())) == 8
 
 
 def test_damage_is_named(module, batch, fit, tmp_path):
-    fit(module(), [batch(0)], EmaSnapshots(run_dir=str(tmp_path), every=1))
+    fit(module(), [batch(0)], EmaSnapshots(run_dir=str(tmp_path), total=1))
     file = min((tmp_path / "ema_snapshots").glob("*.json"))
     for text in ("{", json.dumps({"length": 0.1})):
         file.write_text(text)
@@ -77,7 +77,7 @@ def test_damage_is_named(module, batch, fit, tmp_path):
             read_snapshots(tmp_path / "ema_snapshots")
 
 
-@pytest.mark.parametrize(("options", "message"), [({"every": 0}, "at least 1"), ({"dtype": "bfloat16"}, "float32 or")])
+@pytest.mark.parametrize(("options", "message"), [({"count": 0}, "at least 1"), ({"dtype": "bfloat16"}, "float32 or")])
 def test_bad_options_are_refused(tmp_path, options, message):
     with pytest.raises(InputError, match=message):
-        EmaSnapshots(run_dir=str(tmp_path), **options)
+        EmaSnapshots(run_dir=str(tmp_path), total=8, **options)

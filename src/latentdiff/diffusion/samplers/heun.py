@@ -42,7 +42,7 @@ class Heun:
         A step that is churned draws ``noise_at(i)``.
         """
         x, times, levels = begin(path, x, times)
-        raised = [self._raised(path, start, len(levels) - 1) for start in levels[:-1]]
+        raised = [self._raised(path, start, levels[0], len(levels) - 1) for start in levels[:-1]]
         for i, (start, end) in enumerate(pairwise(levels)):
             t = times[i]
             if raised[i] is not None:
@@ -56,13 +56,13 @@ class Heun:
             x = hook(on_step, i, times[i + 1], reached, x0_hat)
         return x
 
-    def _raised(self, path: Path, start: Level, steps: int) -> tuple[float, Level] | None:
-        """Time and level after churning at ``start``; None where nothing is churned."""
+    def _raised(self, path: Path, start: Level, top: Level, steps: int) -> tuple[float, Level] | None:
+        """Time and level after churning at ``start``, at most ``top``; None where nothing is churned."""
         bound = math.inf if self.s_tmax is None else self.s_tmax
         if self.s_churn == 0 or start.alpha == 0 or not self.s_tmin <= start.sigma / start.alpha <= bound:
             return None
         gamma = min(self.s_churn / steps, math.sqrt(2) - 1)
-        log_snr = 2 * (start.half_log_snr - math.log1p(gamma))
+        log_snr = 2 * max(start.half_log_snr - math.log1p(gamma), top.half_log_snr)
         t = path.time_at(torch.tensor([log_snr], dtype=torch.float64, device="cpu"))
         level = levels_at(path, t)[0]
         return (t.item(), level) if decay(level, start) < 1 else None

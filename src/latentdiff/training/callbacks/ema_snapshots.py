@@ -34,26 +34,27 @@ class Snapshot:
 
 
 class EmaSnapshots(Callback):
-    """Every ``every`` batches, and with every checkpoint, writes the averages of the module's ``power_ema`` to
+    """``count`` times in a run, and with every checkpoint, writes the averages of the module's ``power_ema`` to
     ``ema_snapshots/``, where it has one.
 
-    A resumed run drops the snapshots of batches that its checkpoint has not seen. The more snapshots, the closer the
-    reconstruction: 20 over the run meet lengths between 0.05 and 0.15 within 1 % (see docs/math.md).
+    Each writes the trained weights once per length. A resumed run drops the snapshots of batches that its checkpoint
+    has not seen. The more snapshots, the closer the reconstruction (see docs/math.md).
 
     Args:
         run_dir: holds the folder.
-        every: batches between snapshots.
+        total: batches of the run.
+        count: snapshots of each length, evenly over the run.
         dtype: of the files; float16 halves them, at a relative error of 5e-4 of each weight.
     """
 
-    def __init__(self, *, run_dir: str, every: int = 100, dtype: Precision = "float32"):
-        if every < 1:
-            raise InputError(f"callbacks.ema_snapshots.every: expected at least 1 batch, got {every}")
+    def __init__(self, *, run_dir: str, total: int, count: int = 40, dtype: Precision = "float32"):
+        if count < 1:
+            raise InputError(f"callbacks.ema_snapshots.count: expected at least 1 snapshot, got {count}")
         if dtype not in get_args(Precision):
             raise InputError(
                 f"callbacks.ema_snapshots.dtype: expected {' or '.join(get_args(Precision))}, got {dtype!r}"
             )
-        self.folder, self.every, self.dtype = Path(run_dir) / FOLDER, every, dtype
+        self.folder, self.every, self.dtype = Path(run_dir) / FOLDER, max(1, total // count), dtype
         self._taken = -1
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
