@@ -132,6 +132,12 @@ class AttnBlock(nn.Module):
         self.proj_out = nn.Conv2d(channels, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.norm(x)
-        q, k, v = (conv(y).flatten(2).transpose(1, 2)[:, None] for conv in (self.q, self.k, self.v))
-        return x + self.proj_out(attend(q, k, v)[:, 0].transpose(1, 2).reshape(x.shape))
+        y = self.norm(x).flatten(2).transpose(1, 2)
+        q, k, v = (_by_position(conv, y)[:, None] for conv in (self.q, self.k, self.v))
+        y = _by_position(self.proj_out, attend(q, k, v)[:, 0])
+        return x + y.transpose(1, 2).reshape(x.shape)
+
+
+def _by_position(conv: nn.Conv2d, tokens: Tensor) -> Tensor:
+    """A 1x1 convolution of (B, L, C), in the order of operations of diffusers' linear layer."""
+    return F.linear(tokens, conv.weight.flatten(1), conv.bias)
