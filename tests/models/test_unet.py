@@ -8,6 +8,7 @@ from safetensors.torch import save_file
 from latentdiff.config.errors import InputError
 from latentdiff.models.backbones.unet import UNet
 from latentdiff.nn.embeddings import timestep_embedding
+from latentdiff.nn.precision import cast_matmul_weights
 from latentdiff.types import Conditioning
 
 
@@ -253,3 +254,16 @@ def test_parity_with_diffusers_sdxl(draw, randomise, tmp_path):
         ours = model(x, t, Conditioning(tokens=tokens, vector=vector))
         theirs = peer(x, t, tokens, added_cond_kwargs={"text_embeds": pooled, "time_ids": sizes}).sample
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("context_dim", [6, None])
+def test_weights_cast_once_give_what_autocast_gives(draw, randomise, context_dim):
+    model = randomise(small(context_dim=context_dim)).eval()
+    cond = Conditioning(tokens=None if context_dim is None else draw(2, 5, context_dim))
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        expected = model(draw(2, 4, 8, 8), torch.tensor([3.0, 500.0]), cond)
+        cast_matmul_weights(model, torch.bfloat16)
+        got = model(draw(2, 4, 8, 8), torch.tensor([3.0, 500.0]), cond)
+    assert model.out[0].weight.dtype == torch.float32
+    assert model.out[2].weight.dtype == torch.bfloat16
+    assert torch.equal(got, expected)

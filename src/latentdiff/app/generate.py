@@ -17,6 +17,7 @@ from latentdiff.config.instantiate import build
 from latentdiff.config.validate import validate
 from latentdiff.diffusion.guidance import ClassifierGuidance, check_guidance
 from latentdiff.generation.pipeline import LatentPipeline, Reconstruction
+from latentdiff.nn.precision import cast_matmul_weights
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,8 @@ def load_generator(cfg: DictConfig, path: Path, device: torch.device, precision:
     _check(sampler, node)
     guidance = build(node)
     check_guidance(guidance, model.conditioner)
+    if precision is not None and not cfg.get("bound"):  # the bound is computed in float32
+        cast_matmul_weights(model.denoiser.backbone, precision)
     pipeline = LatentPipeline(
         denoiser=model.denoiser.to(device),
         conditioner=model.conditioner.to(device),
