@@ -18,7 +18,7 @@ from latentdiff.training.counters import Counters, continue_run
 from latentdiff.training.ema import Ema
 from latentdiff.training.loss_by_time import QUARTERS, quarters
 from latentdiff.training.optim import set_learning_rate
-from latentdiff.training.parts import check_micro_batch, gradient_sync, images
+from latentdiff.training.parts import check_micro_batch, gradient_sync, latents
 from latentdiff.training.tally import PARTS, Tally, in_bins
 from latentdiff.types import Batch
 
@@ -109,17 +109,12 @@ class ClassifierModule(pl.LightningModule):
 
     def _answers(self, classifier: nn.Module, batch: Batch, draws: Draws) -> tuple[Tensor, Tensor, Tensor]:
         """Cross-entropy in nats, 1 where the class is right, and t; each (B,)."""
-        x0 = self._encode(batch, draws)
+        x0 = latents(self.codec, batch, draws)
         t = self.timesteps(draws.stratified("t"), 1.0)
         x_t = self.model.path.mix(x0, draws.normal("noise", tuple(x0.shape[1:])), t)
         logits = classifier(x_t, t)
         right = (logits.detach().argmax(-1) == batch.label).to(logits.dtype)
         return F.cross_entropy(logits, batch.label, reduction="none"), right, t
-
-    @torch.no_grad()
-    def _encode(self, batch: Batch, draws: Draws) -> Tensor:
-        moments = self.codec.moments(images(batch, like=self.codec.mean))
-        return self.codec.draw(moments, draws.normal("posterior", tuple(moments[0].shape[1:])))
 
     def on_train_start(self) -> None:
         continue_run(self.trainer, self.counters)

@@ -19,7 +19,7 @@ from latentdiff.training.counters import Counters, continue_run
 from latentdiff.training.ema import Ema
 from latentdiff.training.loss_by_time import QUARTERS, FixedLevelLoss, LossByTime, quarters
 from latentdiff.training.optim import set_learning_rate
-from latentdiff.training.parts import check_micro_batch, gradient_sync, images
+from latentdiff.training.parts import check_micro_batch, gradient_sync, images, latents
 from latentdiff.training.power_ema import PowerEma
 from latentdiff.training.tally import Tally
 from latentdiff.types import Batch
@@ -125,7 +125,7 @@ class DiffusionModule(pl.LightningModule):
         """Loss and t, each (B,)."""
         torch.manual_seed(stable_hash(self.seed, number, "dropout", batch.start))
         draws = Draws.of(batch, seed=self.seed, number=number, device=self.device)
-        x0 = self._encode(batch, draws)
+        x0 = latents(self.codec, batch, draws)
         cond = self.model["conditioner"](batch, self.codec, draws)
         t = self.loss.sample_t(draws.stratified("t"), self.model["denoiser"].t_max, number)
         noise = draws.normal("noise", tuple(x0.shape[1:]))
@@ -146,7 +146,7 @@ class DiffusionModule(pl.LightningModule):
     @torch.no_grad()
     def validation_step(self, batch: Batch, batch_index: int) -> None:
         """Losses of the averaged weights at noise and t that are the same in every validation of every run."""
-        denoiser, moments = self.ema.model["denoiser"], self._moments(batch)
+        denoiser, moments = self.ema.model["denoiser"], self.codec.moments(images(batch, like=self.codec.mean))
         shape = tuple(moments[0].shape[1:])
         cond = self.ema.model["conditioner"](batch, self.codec)
         draws = Draws.of(batch, seed=0, number=batch.number, device=self.device)
@@ -163,14 +163,6 @@ class DiffusionModule(pl.LightningModule):
     def on_validation_epoch_end(self) -> None:
         values = {f"val/{name}": value for name, value in self.fixed_levels.finish().items()}
         self.log_dict(values, logger=False)
-
-    def _moments(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        return self.codec.moments(images(batch, like=self.codec.mean))
-
-    @torch.no_grad()
-    def _encode(self, batch: Batch, draws: Draws) -> Tensor:
-        moments = self._moments(batch)
-        return self.codec.draw(moments, draws.normal("posterior", tuple(moments[0].shape[1:])))
 
 
 def check_offset_noise(strength: float) -> float:

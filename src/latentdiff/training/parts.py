@@ -10,12 +10,21 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from latentdiff.config.errors import InputError
+from latentdiff.diffusion.noise import Draws
+from latentdiff.models.autoencoder.codec import LatentCodec
 from latentdiff.types import Batch
 
 
 def images(batch: Batch, *, like: Tensor) -> Tensor:
     """uint8 (B, C, H, W) -> [-1, 1], in float64 where ``like`` is, else in float32."""
     return batch.image.to(torch.float64 if like.dtype is torch.float64 else torch.float32) / 127.5 - 1.0
+
+
+@torch.no_grad()
+def latents(codec: LatentCodec, batch: Batch, draws: Draws) -> Tensor:
+    """A draw of the posterior of each image: whitened latents (B, C, h, w)."""
+    moments = codec.moments(images(batch, like=codec.mean))
+    return codec.draw(moments, draws.normal("posterior", tuple(moments[0].shape[1:])))
 
 
 def check_micro_batch(size: int | None) -> int | None:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import count
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from latentdiff.checkpoint.foreign.statistics import Statistics, chosen
-from latentdiff.checkpoint.foreign.weights import check_names
+from latentdiff.checkpoint.foreign.weights import Shapes, check_names
 from latentdiff.config.errors import InputError
 from latentdiff.models.autoencoder.autoencoder import Autoencoder
 from latentdiff.models.autoencoder.bottlenecks.kl import KL
@@ -137,7 +136,7 @@ def infer(weights: Mapping[str, Tensor], path: Path, *, norm_groups: int = LDM_G
 
     Raises InputError where a tensor that says a part of it is missing, or where it is none that we can build.
     """
-    read = _Shapes(weights, path)
+    read = Shapes(weights, path, "an autoencoder")
     channels, image_channels = read("encoder.conv_in.weight")[:2]
     levels = read.number("encoder.down.{}.block.0.conv1.weight")
     widths = [read(f"encoder.down.{i}.block.0.conv1.weight")[0] for i in range(levels)]
@@ -173,22 +172,3 @@ def multipliers(widths: list[int], channels: int, path: Path) -> tuple[int, ...]
     if channels < 1 or any(width % channels for width in widths) or not widths:
         raise InputError(f"'{path}': the widths {widths} of the levels are no multiples of the first, {channels}")
     return tuple(width // channels for width in widths)
-
-
-class _Shapes:
-    def __init__(self, weights: Mapping[str, Tensor], path: Path) -> None:
-        self.weights, self.path = weights, path
-
-    def __call__(self, name: str) -> torch.Size:
-        """The shape of a tensor of at least two axes."""
-        if name not in self.weights:
-            raise InputError(
-                f"the tensors in '{self.path}' are not those of an autoencoder: 1 missing ({name}); use a complete file"
-            )
-        if (shape := self.weights[name].shape) and len(shape) >= 2:
-            return shape
-        raise InputError(f"'{self.path}': {name} has shape {tuple(shape)}, which no autoencoder has")
-
-    def number(self, pattern: str) -> int:
-        """How many names there are with 0, 1, 2, ... in the pattern's place."""
-        return next(i for i in count() if pattern.format(i) not in self.weights)

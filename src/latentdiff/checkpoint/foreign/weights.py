@@ -6,8 +6,9 @@ import pickle
 import re
 import struct
 import zipfile
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 import torch
@@ -136,3 +137,25 @@ def _unsafe_globals(path: Path, message: str) -> list[str]:
 
 def _brief(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+class Shapes:
+    """Shapes of tensors by name, in a message's words those of ``what`` ("a UNet")."""
+
+    def __init__(self, weights: Mapping[str, Tensor], path: Path, what: str) -> None:
+        self.weights, self.path, self.what = weights, path, what
+
+    def __call__(self, name: str) -> torch.Size:
+        """The shape of a tensor of at least two axes. Raises InputError where there is none."""
+        if name not in self.weights:
+            raise InputError(
+                f"the tensors in '{self.path}' are not those of {self.what}: 1 missing ({name}); use a complete file"
+            )
+        if (shape := self.weights[name].shape) and len(shape) >= 2:
+            return shape
+        what = self.what.partition(" ")[2]
+        raise InputError(f"'{self.path}': {name} has shape {tuple(shape)}, which no {what} has")
+
+    def number(self, pattern: str) -> int:
+        """How many names there are with 0, 1, 2, ... in the pattern's place."""
+        return next(i for i in count() if pattern.format(i) not in self.weights)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from itertools import count
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from latentdiff.checkpoint.foreign.architecture import LDM_GROUPS, multipliers
+from latentdiff.checkpoint.foreign.weights import Shapes
 from latentdiff.config.errors import InputError
 from latentdiff.models.backbones.unet import UNet
 from latentdiff.nn.attention import AttentionBlock, CrossAttention
@@ -124,12 +124,12 @@ def infer(weights: Mapping[str, Tensor], path: Path) -> UNetArchitecture:
 
     Raises InputError where a tensor that says a part of it is missing, or where it is none that we can build.
     """
-    read = _Shapes(weights, path)
+    read = Shapes(weights, path, "a UNet")
     channels, in_channels = read("input_blocks.0.0.weight")[:2]
     blocks = read.number("output_blocks.{}.0.in_layers.2.weight")
     # a resampling residual block has the tensors of any other: it shows where it is the second of its stage
-    doubled = [i for i in range(blocks) if read.has_any(i, "{}.conv.weight", "{}.in_layers.2.weight")]
-    by_block = any(read.has_any(i, "{}.in_layers.2.weight") for i in doubled)
+    doubled = [i for i in range(blocks) if _has_any(weights, i, "{}.conv.weight", "{}.in_layers.2.weight")]
+    by_block = any(_has_any(weights, i, "{}.in_layers.2.weight") for i in doubled)
     levels = len(doubled) + 1
     per_level = blocks // levels
     if blocks % levels or per_level < 2:
@@ -170,24 +170,6 @@ def _heads_of(stage: nn.Module) -> int:
     return next((m.heads for m in stage.modules() if isinstance(m, AttentionBlock | CrossAttention)), 0)
 
 
-class _Shapes:
-    def __init__(self, weights: Mapping[str, Tensor], path: Path) -> None:
-        self.weights, self.path = weights, path
-
-    def __call__(self, name: str) -> torch.Size:
-        """The shape of a tensor of at least two axes."""
-        if name not in self.weights:
-            raise InputError(
-                f"the tensors in '{self.path}' are not those of a UNet: 1 missing ({name}); use a complete file"
-            )
-        if (shape := self.weights[name].shape) and len(shape) >= 2:
-            return shape
-        raise InputError(f"'{self.path}': {name} has shape {tuple(shape)}, which no UNet has")
-
-    def number(self, pattern: str) -> int:
-        """How many names there are with 0, 1, 2, ... in the pattern's place."""
-        return next(i for i in count() if pattern.format(i) not in self.weights)
-
-    def has_any(self, block: int, *patterns: str) -> bool:
-        """Whether the output block has such a tensor in a layer behind its first."""
-        return any(f"output_blocks.{block}.{p.format(place)}" in self.weights for p in patterns for place in (1, 2))
+def _has_any(weights: Mapping[str, Tensor], block: int, *patterns: str) -> bool:
+    """Whether the output block has such a tensor in a layer behind its first."""
+    return any(f"output_blocks.{block}.{p.format(place)}" in weights for p in patterns for place in (1, 2))
