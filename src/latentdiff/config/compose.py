@@ -22,7 +22,10 @@ from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
+from latentdiff.config import resolvers
 from latentdiff.config.faults import Fault, did_you_mean
+
+resolvers.register()
 
 VERSION_BASE = "1.3"
 SWEEP_LIMIT = 32

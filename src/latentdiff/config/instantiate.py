@@ -13,8 +13,10 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from latentdiff.config import allowlist
+from latentdiff.config import allowlist, resolvers
 from latentdiff.config.errors import InputError
+
+resolvers.register()
 
 MAX_CONFIG_BYTES = 1 << 20
 NODE_KEYS = ("_target_", "_partial_")

@@ -1,4 +1,4 @@
-"""Group normalisation for convolutional features."""
+"""Normalisation of features."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from latentdiff.nn.precision import at_least_float32
 
 
 class GroupNorm(nn.GroupNorm):
@@ -25,3 +27,20 @@ class GroupNorm(nn.GroupNorm):
         if x.device.type != "cpu" and x.dtype != self.weight.dtype and not torch.is_autocast_enabled(x.device.type):
             return super().forward(x.to(self.weight.dtype)).to(x.dtype)
         return F.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
+
+
+class RMSNorm(nn.Module):
+    """x / sqrt(mean(x^2) + eps) over the last axis (arXiv:1910.07467, eq. 4), computed in at least float32.
+
+    ``affine``: times a learned weight per feature, which starts at 1. The result has the dtype of ``x``.
+    """
+
+    def __init__(self, width: int, *, eps: float = 1e-6, affine: bool = True) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(width)) if affine else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = at_least_float32(x)
+        y = y * torch.rsqrt(y.square().mean(dim=-1, keepdim=True) + self.eps)
+        return (y if self.weight is None else y * self.weight).to(x.dtype)

@@ -9,11 +9,12 @@ from torch import nn
 
 from latentdiff.config.errors import InputError
 from latentdiff.nn.attention import AttentionBlock, SpatialTransformer
+from latentdiff.nn.dit_blocks import DiTBlock
 from latentdiff.nn.resnet import ResBlock
 
 Compile = Literal["none", "blocks"]
 
-BLOCKS = (ResBlock, SpatialTransformer, AttentionBlock)
+BLOCKS = (ResBlock, SpatialTransformer, AttentionBlock, DiTBlock)
 
 
 def compile_blocks(backbone: nn.Module, choice: Compile, *, backend: str = "inductor") -> None:

@@ -26,6 +26,18 @@ UNET = {
 }
 
 
+DIT = {
+    "_target_": "latentdiff.models.backbones.dit.DiT",
+    "in_channels": 4,
+    "out_channels": 4,
+    "width": 16,
+    "depth": 1,
+    "heads": 2,
+    "patch": 2,
+    "context_dim": 6,
+}
+
+
 def moved(backbone: nn.Module, seed: int) -> nn.Module:
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -85,6 +97,13 @@ def test_another_backbone_is_refused(tmp_path, changes, message):
     assert same(backbone, untouched)
     with torch.device("meta"), pytest.raises(InputError, match=message):
         load_backbone_weights(build(UNET | changes), tmp_path / "a")
+
+
+@pytest.mark.parametrize("option", ["rope", "rms_norm"])
+def test_another_dit_of_equal_weights_is_refused(tmp_path, option):
+    save(tmp_path / "a", DIT)
+    with pytest.raises(InputError, match=f"{option} False there, True here"):
+        load_backbone_weights(build(DIT | {option: True}), tmp_path / "a")
 
 
 @pytest.mark.filterwarnings("error")

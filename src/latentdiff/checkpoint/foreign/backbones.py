@@ -20,7 +20,7 @@ from latentdiff.models.backbones.unet import UNet
 AVERAGED = "ema.model.denoiser.backbone."
 """Before the names of the backbone's averaged weights in a stage-two checkpoint."""
 
-SETTINGS = ("patch", "position_embedding", "heads", "num_groups", "eps", "resample")
+SETTINGS = ("patch", "position_embedding", "heads", "num_groups", "eps", "resample", "rope", "rms_norm")
 """Attributes of modules that their weights do not show."""
 
 

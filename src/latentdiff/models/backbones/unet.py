@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint as recomputed
 from latentdiff.config.errors import InputError
 from latentdiff.nn.attention import zero_
 from latentdiff.nn.embeddings import position_embedding, timestep_embedding
+from latentdiff.nn.inputs import joined_input
 from latentdiff.nn.norms import GroupNorm
 from latentdiff.nn.unet_stages import Stage, StageBuilder
 from latentdiff.types import Conditioning
@@ -103,7 +104,16 @@ class UNet(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
         """Raises InputError where the input or the conditioning does not fit the constructor's numbers."""
-        x = self._join(x, cond)
+        x = joined_input(
+            x,
+            cond,
+            name="UNet",
+            in_channels=self.in_channels,
+            factor=self.factor,
+            context_dim=self.context_dim,
+            vector_dim=self.vector_dim,
+            num_classes=self.num_classes,
+        )
         emb = self._embedding(t, cond)
         if self.patch > 1:
             x = F.pixel_unshuffle(x, self.patch)
@@ -133,42 +143,6 @@ class UNet(nn.Module):
         if self.num_classes is not None:
             return emb + self.label_emb(cond.label).to(emb.dtype)
         return emb
-
-    def _join(self, x: Tensor, cond: Conditioning) -> Tensor:
-        """The latent and the spatial condition along the channels, after checking all shapes."""
-        for name, part, width in (
-            ("tokens", cond.tokens, self.context_dim),
-            ("vector", cond.vector, self.vector_dim),
-        ):
-            found = None if part is None else part.shape[-1]
-            if found != width:
-                raise InputError(
-                    f"UNet: the conditioning's {name} have width {found}, the UNet was built for {width}; "
-                    "make the conditioner and the backbone agree (context_dim, vector_dim)"
-                )
-        if (cond.label is None) != (self.num_classes is None):
-            raise InputError(
-                f"UNet: the conditioning {'has no' if cond.label is None else 'has a'} class label, the UNet was built "
-                f"with num_classes={self.num_classes}; make the conditioner and the backbone agree"
-            )
-        if cond.spatial is not None:
-            if cond.spatial.shape[-2:] != x.shape[-2:]:
-                raise InputError(
-                    f"UNet: the spatial condition is {tuple(cond.spatial.shape[-2:])}, "
-                    f"the latent {tuple(x.shape[-2:])}; resize it to the latent's size"
-                )
-            x = torch.cat([x, cond.spatial.to(x.dtype)], dim=1)
-        if x.shape[1] != self.in_channels:
-            raise InputError(
-                f"UNet: latent and spatial condition together have {x.shape[1]} channels, "
-                f"in_channels is {self.in_channels}"
-            )
-        if x.shape[-2] % self.factor or x.shape[-1] % self.factor:
-            raise InputError(
-                f"UNet: height and width of the latent must be multiples of {self.factor}, got {tuple(x.shape[-2:])}; "
-                "change the image size or use fewer levels"
-            )
-        return x
 
 
 def _label_embedding(vector_dim: int | None, num_classes: int | None, embedding: int) -> nn.Module | None:
