@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test test-slow test-faults test-gpu bench lint clean
+.PHONY: install demo results test test-slow test-faults test-gpu bench lint clean
 
 install: $(STAMP)
 
@@ -16,6 +16,10 @@ $(STAMP): pyproject.toml
 
 demo: install
 	$(BIN)/python -m latentdiff.app.demo
+
+# Every application trained and measured; hours. ARGS: experiments, and overrides of train.py and evaluate.py.
+results: install
+	$(BIN)/python -m latentdiff.app.results $(ARGS)
 
 test: install
 	$(BIN)/lint-imports --no-cache

@@ -6,12 +6,15 @@ Shapes: B samples, (H, W) pixels, (C, h, w) latents, (L, D) tokens.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
+
+UNLABELLED = 255
+"""In a segmentation map: a pixel of no class."""
 
 
 @dataclass
@@ -29,6 +32,15 @@ class Batch:
     """One string per sample, empty where the sample has none."""
     label: Tensor | None = None
     """int64 (B,), -1 where the sample has none."""
+    segmentation: Tensor | None = None
+    """uint8 (B, H, W): the class of each pixel, ``UNLABELLED`` where it has none."""
+    mask: Tensor | None = None
+    """uint8 (B, 1, H, W): 1 where the image is to be made, 0 where it is known."""
+    low_res: Tensor | None = None
+    """uint8 (B, 3, H', W'), smaller than the image."""
+    size: Tensor | None = None
+    """int64 (B, 6): height and width of the original, top and left of the crop, height and width of the result (SDXL,
+    arXiv:2307.01952, section 2.2); the crop's in pixels of the result's scale."""
     attributes: list[dict] | None = None
     """The sample's parsed ``.json``."""
     number: int = 0
@@ -152,10 +164,23 @@ class Codec(Protocol):
 
 @runtime_checkable
 class Conditioner(Protocol):
-    """Turns a batch into conditioning. With ``draws``, drops its condition per sample with its own probability."""
+    """Turns a batch into conditioning. With ``draws`` (training), drops each of its parts per sample with that part's
+    probability.
 
-    def __call__(self, batch: Batch, codec: Codec | None, draws: object | None = None) -> Conditioning: ...
-    def null(self, n: int) -> Conditioning: ...
+    ``null`` is what guidance compares with: the parts that training drops are absent, the others as in ``batch``.
+    ``alone``: name of a part that training drops -> the condition with every other such part absent. ``dropped``: name
+    of a part -> bool (B,), which samples ``draws`` takes it from.
+    """
+
+    drop: float
+    """Largest probability of a part's being dropped; 0: there is nothing for guidance to compare with."""
+    parts: Sequence[str]
+    """Names of what ``alone`` gives, each of which guidance can scale by itself."""
+
+    def __call__(self, batch: Batch, codec: Codec | None = None, draws: object | None = None) -> Conditioning: ...
+    def null(self, batch: Batch, codec: Codec | None = None) -> Conditioning: ...
+    def alone(self, batch: Batch, codec: Codec | None = None) -> dict[str, Conditioning]: ...
+    def dropped(self, draws: object) -> dict[str, Tensor]: ...
 
 
 Denoise = Callable[[Tensor, Tensor], Tensor]

@@ -1,4 +1,5 @@
-"""evaluate.py on first stages, in this process: tiny networks, a handful of photographs that nobody took."""
+"""evaluate.py in this process: first stages on a handful of photographs that nobody took, and applications on scenes
+of the embedded world, with a stand-in for the model whose images are known."""
 
 import io
 import json
@@ -7,14 +8,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 from PIL import Image
 
 from latentdiff.app import evaluate, schema
+from latentdiff.app.subject import Subject, data_for, metrics_for
 from latentdiff.checkpoint import store
+from latentdiff.checkpoint.models import load_codec
 from latentdiff.config.compose import compose
 from latentdiff.config.errors import InputError
 from latentdiff.config.instantiate import build
 from latentdiff.data.shards import write_shards
+from latentdiff.evaluation.stage_one import MeasuredReconstruction
+from latentdiff.generation.pipeline import Reconstruction
+from latentdiff.metrics.caption_accuracy import CaptionAccuracy
 from latentdiff.metrics.frechet import FrechetDistance
 from latentdiff.metrics.reconstruction import PSNR_CEILING, psnr, ssim
 
@@ -93,7 +100,7 @@ def test_a_first_stage_on_photographs(checkpoint, evaluated, shards, tmp_path, c
     assert set(results) == {"frechet", "reconstruction", "latents"}
     assert set(results["frechet"]) == {"fd_randconv-v1_n7"}
     images = validation_images(shards)
-    rebuilt = evaluate.MeasuredReconstruction(codec=evaluate.load_codec(path), device="cpu")(images, [])
+    rebuilt = MeasuredReconstruction(codec=load_codec(path), device="cpu")(images, [])
     measured = results["reconstruction"]
     assert measured["psnr"] == pytest.approx(psnr(rebuilt, images.image).mean().item(), abs=0.02)
     assert measured["ssim"] == pytest.approx(ssim(rebuilt, images.image).mean().item(), abs=2e-3)
@@ -135,18 +142,160 @@ def test_asked_for_lpips_without_weights_stops_before_any_image(checkpoint, eval
 
 
 def test_distances_of_reconstructions_are_rfid(checkpoint):
-    subject = evaluate.Subject(
-        evaluate.MeasuredReconstruction(codec=evaluate.load_codec(checkpoint[1]), device="cpu"), None, None, None, False
-    )
+    rebuilt = MeasuredReconstruction(codec=load_codec(checkpoint[1]), device="cpu")
     cfg, _ = compose(CONFIGS, "evaluate", ["checkpoint=x", "metrics=[frechet,reconstruction]"])
-    metrics = evaluate._metrics(cfg, subject)
+    metrics = metrics_for(cfg, Subject(rebuilt, rebuilt, cfg, cfg, checkpoint[1]))
     assert isinstance(metrics["frechet"], FrechetDistance)
     assert metrics["frechet"].published == "rfid"
 
 
-def test_samples_of_stage_two_have_no_original_to_be_compared_with():
+def stage_two(cfg, config=None, **reads):
+    """A subject of stage two that gives the originals back."""
+    return Subject(Stand(), Stand(), cfg.data, OmegaConf.create(config or {}), Path("x"), **reads)
+
+
+class Stand:
+    """Generates ``of(batch)``."""
+
+    def __init__(self, of=lambda batch: batch.image):
+        self.of = of
+
+    def __call__(self, batch, seeds):
+        return self.of(batch)
+
+    def describe(self):
+        return {"stand": "in"}
+
+
+def chosen(*overrides):
     schema.register()
-    cfg, _ = compose(CONFIGS, "evaluate", ["checkpoint=x", "metrics=reconstruction"])
-    subject = evaluate.Subject(lambda batch, seeds: batch.image, None, None, None, True)
+    cfg, faults = compose(CONFIGS, "evaluate", ["checkpoint=x", *overrides])
+    assert faults == []
+    return cfg
+
+
+def test_samples_of_stage_two_have_no_original_to_be_compared_with():
+    cfg = chosen("metrics=reconstruction")
     with pytest.raises(InputError, match="'reconstruction' compares an image with its own original"):
-        evaluate._metrics(cfg, subject)
+        metrics_for(cfg, stage_two(cfg, reads_captions=True))
+
+
+def test_metrics_are_those_asked_for_else_the_checkpoint_s_else_the_data_s():
+    asked, not_asked = chosen("data=shapes", "metrics=shapes_class"), chosen("data=shapes")
+    own = {"metrics": chosen("metrics=shapes_inpaint").metrics}
+    assert set(metrics_for(asked, stage_two(asked, own))) == {"labels", "frechet"}
+    assert set(metrics_for(not_asked, stage_two(not_asked, own))) == {"known", "hole", "captions", "frechet"}
+    assert set(metrics_for(not_asked, stage_two(not_asked, reads_captions=True))) == {"captions", "frechet"}
+    assert set(metrics_for(not_asked, stage_two(not_asked, {"metrics": None}))) == {"frechet"}, "it reads no captions"
+    captions = chosen("data=shapes", "metrics=shapes_superres")
+    assert isinstance(metrics_for(captions, stage_two(captions))["captions"], CaptionAccuracy), "asked for in words"
+
+
+INPAINTING = {
+    "conditions": {"mask": {"_target_": "latentdiff.data.masks.RandomMasks", "most_boxes": 2}},
+    "classes": 6,
+    "reads_labels": True,
+}
+
+
+def test_other_data_are_given_the_makers_of_the_model_s_conditions(shards):
+    cfg = chosen("data=webdataset", f"data.train={shards / 'train'}", f"data.val={shards / 'val'}", "data.size=16")
+    data = data_for(cfg, stage_two(cfg, {"conditioner": INPAINTING}))
+    assert (list(data.conditions), data.conditions["mask"].most_boxes, data.classes) == (["mask"], 2, 6)
+    assert data.preview(3).mask.shape == (3, 1, 16, 16)
+    assert data_for(cfg, stage_two(cfg, {"conditioner": {"conditions": None}})).preview(1).mask is None
+    data = data_for(cfg, stage_two(cfg, {"conditioner": INPAINTING}, reads_labels=True))
+    with pytest.raises(InputError, match="24 of 24 samples have no label"):
+        data.setup()
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """Overrides for a few scenes."""
+    folder = tmp_path_factory.mktemp("world")
+    counts = ("data.module.source.train_samples=20", "data.module.source.val_samples=12")
+    return ("data=shapes", f"paths.data={folder}", *counts, "data.workers=0", "trainer=cpu", "batch_size=5")
+
+
+@pytest.fixture
+def applied(world, checkpoint, tmp_path, monkeypatch):
+    """``applied(of, *overrides, conditioner=...)``: results.json where the model's images are ``of(batch)``."""
+
+    def run(of, *overrides, conditioner, **reads):
+        cfg = chosen(*world, "num_images=12", f"run_dir={tmp_path / 'run'}", *overrides)
+        codec = load_codec(checkpoint[1])
+        subject = Subject(
+            Stand(of),
+            Reconstruction(codec=codec, device="cpu"),
+            cfg.data,
+            OmegaConf.create({"conditioner": conditioner}),
+            checkpoint[1],
+            **reads,
+        )
+        monkeypatch.setattr(evaluate, "load_subject", lambda *_: subject)
+        evaluate.run(cfg)
+        return json.loads((tmp_path / "run" / "results.json").read_text())
+
+    return run
+
+
+def low_res(factor):
+    return {"low_res": {"_target_": "latentdiff.data.degradations.Degraded", "factor": factor}}
+
+
+def test_super_resolution_beside_bicubic_enlargement(applied, tmp_path):
+    found = applied(lambda batch: batch.image, "metrics=shapes_superres", conditioner={"conditions": low_res(4)})
+    assert set(found) == {"results", "controls", "card"}
+    assert found["results"]["low_resolution"] == {"low_res_psnr": PSNR_CEILING, "psnr": PSNR_CEILING}
+    assert found["results"]["frechet"]["fd_randconv-v1_n12"] == pytest.approx(0, abs=1e-6)
+    assert set(found["results"]["captions"]) == {"one_object", "two_objects", "shuffled", "reconstructions"}
+    controls = found["controls"]
+    assert {name: set(values) for name, values in controls.items()} == {
+        "reconstructions": {"low_resolution", "frechet"},
+        "bicubic": {"low_resolution", "captions", "frechet"},
+        "gaussian": {"frechet"},
+        "training_images": {"frechet"},
+    }
+    assert 25 < controls["bicubic"]["low_resolution"]["psnr"] < 35
+    distance = {name: values["frechet"]["fd_randconv-v1_n12"] for name, values in controls.items()}
+    assert 0 < distance["training_images"] < distance["gaussian"]
+    assert found["card"]["controls"]["gaussian"]["fitted_on_images"] == 20
+    assert found["card"]["controls"]["training_images"]["count"] == 12
+    assert Image.open(tmp_path / "run" / "grid.png").width == 8 * (128 + 4) + 4
+
+
+def test_without_controls_captions_keep_theirs(applied):
+    """As the contract of results.json says."""
+    cfg = {"conditioner": {"conditions": None}, "reads_captions": True}
+    found = applied(lambda batch: batch.image, "controls=false", **cfg)
+    assert set(found) == {"results", "card"}
+    assert set(found["results"]["captions"]["reconstructions"]) == {"one_object", "two_objects"}
+
+
+def test_inpainting_is_held_beside_its_first_stage(applied):
+    emptied = lambda batch: torch.where(batch.mask.bool(), torch.zeros_like(batch.image), batch.image)  # noqa: E731
+    found = applied(emptied, "metrics=shapes_inpaint", conditioner=INPAINTING)["results"]
+    assert found["known"]["psnr"] == PSNR_CEILING
+    assert found["known"]["difference"] == pytest.approx(PSNR_CEILING - found["known"]["reconstructions"])
+    assert found["hole"].get("shape", 0.0) < 0.5
+
+
+def test_classes_and_maps(applied, tmp_path):
+    found = applied(
+        lambda batch: batch.image,
+        "metrics=[shapes_class,shapes_semantic]",
+        conditioner={"conditions": {"segmentation": MAPS}, "classes": 6},
+        reads_labels=True,
+    )
+    assert found["results"]["labels"]["accuracy"] == 1.0
+    assert found["results"]["maps"]["miou"] > 0.95
+    assert found["controls"]["reconstructions"]["maps"]["miou"] < found["results"]["maps"]["miou"]
+
+
+MAPS = {"_target_": "latentdiff.data.segmentation.SegmentationMaps", "classes": 7}
+
+
+def test_what_metrics_need_is_said_before_any_work(applied, monkeypatch):
+    monkeypatch.setattr(evaluate.engine, "evaluate", None)
+    with pytest.raises(InputError, match="metrics: 'maps': semantic IoU needs the maps"):
+        applied(lambda batch: batch.image, "metrics=shapes_semantic", conditioner={"conditions": None})

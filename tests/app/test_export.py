@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
 from latentdiff.app import cli
@@ -106,6 +107,7 @@ def test_faults_are_told_and_nothing_is_written(checkpoint, tmp_path: Path, caps
         "stands already and is not overwritten": (run_dir, tmp_path / "file", "format=ldm"),
         "--single-file is for format=ldm": (run_dir, dest, "format=diffusers", "--single-file"),
         "carries its own": (run_dir, dest, "format=diffusers", "--scale", 1),
+        "--first-stage is for a second stage": (run_dir, dest, "format=ldm", "--first-stage", run_dir),
         "a file of no known kind": (tmp_path / "file", dest, "format=diffusers"),
     }
     before = sorted(tmp_path.rglob("*"))
@@ -144,17 +146,16 @@ UNET = {
 def stage_two(tmp_path: Path):
     """``stage_two(**changes)``: a run directory whose averaged weights differ from the last ones."""
 
-    def make(**changes) -> Path:
+    def make(conditioner: dict | None = None, **changes) -> Path:
         node = UNET | changes
         last, average = build(node), build(node)
+        task = {"denoiser": {"backbone": node, **DIFFUSION}} | ({"conditioner": conditioner} if conditioner else {})
         store.save(
             tmp_path / "ldm/checkpoints/last",
             kind="diffusion",
             model={f"model.denoiser.backbone.{name}": value for name, value in last.state_dict().items()},
             ema={f"ema.model.denoiser.backbone.{name}": value for name, value in average.state_dict().items()},
-            config=yaml.safe_dump(
-                {"task": {"denoiser": {"backbone": node}}, "data": {"size": 64}, "diffusion": DIFFUSION}
-            ),
+            config=OmegaConf.to_yaml(OmegaConf.create({"task": task, "data": {"size": 64}, "diffusion": DIFFUSION})),
             counters={"batches_seen": 1, "images_seen": 2},
             latent={"channels": 4, "factor": 8},
         )
@@ -170,6 +171,7 @@ def test_the_backbone_of_stage_two(stage_two, tmp_path: Path, capsys, arguments:
     said = capsys.readouterr().out
     assert f"backbone written: {dest}" in said
     assert "it predicts Epsilon on ScaledLinearDDPM" in said
+    assert ("only the UNet is written: its conditioner is none" in said) == (arguments != ("format=ldm",))
     expected = own_backbone(run_dir).state_dict()
     again = build(UNET)
     load_backbone_weights(again, dest)
@@ -180,6 +182,35 @@ def test_the_backbone_of_stage_two(stage_two, tmp_path: Path, capsys, arguments:
     else:
         prefix = "model.diffusion_model." if "--single-file" in arguments else ""
         assert set(load_file(dest)) == {prefix + name for name in expected}
+
+
+TEXT = {"_target_": "latentdiff.conditioning.text_transformer.TextTransformerConditioner"}
+CLIP = {"_target_": "latentdiff.conditioning.open_clip_text.OpenClipText", "model": "x", "weights": "y"}
+
+
+@pytest.mark.parametrize(
+    ("conditioner", "reason"),
+    [
+        (TEXT, "its conditioner is TextTransformerConditioner"),
+        (CLIP | {"pooled": True}, "its UNet reads CLIP's pooled vector"),
+    ],
+)
+def test_of_other_models_the_unet_alone_is_written(stage_two, tmp_path: Path, capsys, conditioner, reason) -> None:
+    run_dir = stage_two(conditioner)
+    for arguments in (("format=ldm", "--single-file"), ("format=diffusers",)):
+        dest = tmp_path / f"{arguments[0]}.safetensors"
+        assert run(run_dir, dest, *arguments) == 0
+        assert f"note: of this model only the UNet is written: {reason}" in capsys.readouterr().out
+        again = build(UNET)
+        load_backbone_weights(again, dest)
+        assert all(torch.equal(again.state_dict()[k], v) for k, v in own_backbone(run_dir).state_dict().items())
+
+
+def test_a_whole_model_needs_its_first_stage(stage_two, tmp_path: Path, capsys) -> None:
+    assert run(stage_two(CLIP), tmp_path / "sd.safetensors", "format=ldm", "--single-file") == 2
+    assert "does not say which first stage" in capsys.readouterr().err
+    assert run(stage_two(CLIP), tmp_path / "sd.ckpt", "format=ldm", "--single-file") == 2
+    assert "give it a name that ends so" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

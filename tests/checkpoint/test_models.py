@@ -115,15 +115,15 @@ def noise(*shape, seed=0):
 
 
 def test_codec_computes_what_the_averaged_autoencoder_does(first_stage):
-    """Bit for bit, with the statistics of the checkpoint."""
+    """With the statistics of the checkpoint, up to rounding: whitening may be one operation or two."""
     path, averaged = first_stage()
     codec = load_codec(path)
     image = noise(2, 3, 8, 8).clamp(-1, 1)
     with torch.no_grad():
         z = codec.encode(image)
         mean, std = (STATISTICS[k].view(2, 1, 1) for k in ("latent_mean", "latent_std"))
-        assert torch.equal(z, (averaged.encode(image).mean - mean) / std)
-        assert torch.equal(codec.decode(z), averaged.decode(z * std + mean).clamp(-1, 1))
+        torch.testing.assert_close(z, (averaged.encode(image).mean - mean) / std, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(codec.decode(z), averaged.decode(z * std + mean).clamp(-1, 1), rtol=1e-6, atol=1e-6)
     assert not any(p.requires_grad for p in codec.parameters())
     assert not any(m.training for m in codec.train().modules())
 

@@ -1,7 +1,9 @@
 import pytest
 import torch
 
+from latentdiff.conditioning.hf_tokenizer import HfTokenizer
 from latentdiff.conditioning.text_transformer import TextTransformerConditioner
+from latentdiff.config.errors import InputError
 from latentdiff.models.text_transformer import TextTransformer
 from latentdiff.types import Batch
 
@@ -45,5 +47,29 @@ def test_real_tokens_do_not_depend_on_the_padding(conditioner):
 
 
 def test_gradients_reach_the_transformer_through_both_conditions(conditioner):
-    (conditioner(batch(CAPTIONS)).tokens.square().sum() + conditioner.null(2).tokens[..., 0].sum()).backward()
+    (
+        conditioner(batch(CAPTIONS)).tokens.square().sum() + conditioner.null(batch(["", ""])).tokens[..., 0].sum()
+    ).backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in conditioner.transformer.parameters())
+
+
+def test_reads_berts_word_pieces_where_they_are_asked_for(bert):
+    transformer = TextTransformer(width=8, layers=1, heads=2, max_length=10, vocab_size=14)
+    tokenizer = HfTokenizer(model=str(bert), max_length=6)
+    conditioner = TextTransformerConditioner(transformer=transformer, tokenizer=tokenizer)
+    with torch.no_grad():
+        cond = conditioner(batch(["a red circle", "a red circle on white"]))
+        pieces = torch.tensor([[2, 5, 6, 8, 3, 0], [2, 5, 6, 8, 10, 3]])
+        torch.testing.assert_close(cond.tokens, transformer(pieces, pieces != 0))
+    assert torch.equal(cond.mask, pieces != 0)
+    assert conditioner.truncated == 1
+    assert conditioner.cut_captions(["a red circle on white"]) == [("a red circle on white", 7)]
+
+
+def test_a_tokenizer_that_the_transformer_has_no_embeddings_for_is_an_input_error(bert):
+    small = TextTransformer(width=8, layers=1, heads=2, max_length=5, vocab_size=13)
+    with pytest.raises(InputError, match=r"transformer\.vocab_size: the tokenizer needs 14, got 13"):
+        TextTransformerConditioner(transformer=small, tokenizer=HfTokenizer(model=str(bert), max_length=5))
+    small = TextTransformer(width=8, layers=1, heads=2, max_length=5, vocab_size=14)
+    with pytest.raises(InputError, match=r"transformer\.max_length: the tokenizer needs 6, got 5"):
+        TextTransformerConditioner(transformer=small, tokenizer=HfTokenizer(model=str(bert), max_length=6))

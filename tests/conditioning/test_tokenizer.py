@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from latentdiff.conditioning.dropping import dropped_samples
 from latentdiff.conditioning.tokenizer import ClipTokenizer, captions_of, drop_captions
 from latentdiff.config.errors import InputError
 from latentdiff.diffusion.noise import Draws
@@ -38,6 +39,8 @@ def test_truncation_keeps_the_end_and_is_counted():
     assert tokenizer.truncated == 2
     tokenizer(["a red circle on"])
     assert tokenizer.truncated == 3
+    assert tokenizer.cut_captions(["a red circle", "a red circle on"]) == [("a red circle on", 6)]
+    assert tokenizer.truncated == 3
     assert int(ids.max()) < ClipTokenizer.vocab_size
 
 
@@ -48,7 +51,7 @@ def test_captions_are_required():
 
 
 def dropped(draws, captions, p=0.3):
-    return [caption == "" for caption in drop_captions(captions, p, draws)]
+    return [caption == "" for caption in drop_captions(captions, dropped_samples(draws, "text", p))]
 
 
 def test_drop_rate_is_the_probability():
@@ -72,9 +75,8 @@ def test_dropping_does_not_depend_on_the_split_over_ranks():
     assert 0 < sum(whole) < 12
 
 
-def test_nothing_is_dropped_outside_training_or_at_probability_zero():
+def test_nothing_is_dropped_at_probability_zero_and_everything_at_one():
     captions = ["x"] * 64
     draws = Draws(seed=1, number=0, start=0, count=64, total=64)
-    assert drop_captions(captions, 1.0, None) == captions
-    assert drop_captions(captions, 0.0, draws) == captions
-    assert drop_captions(captions, 1.0, draws) == [""] * 64
+    assert drop_captions(captions, dropped_samples(draws, "text", 0.0)) == captions
+    assert drop_captions(captions, dropped_samples(draws, "text", 1.0)) == [""] * 64

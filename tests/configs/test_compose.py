@@ -9,12 +9,13 @@ from __future__ import annotations
 import copy
 import json
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from latentdiff.app import schema
@@ -31,6 +32,7 @@ CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 AE = ("train", "experiment=ae_kl")
 LDM = ("train", "experiment=ldm_txt2img")
 CLASSIFIER = ("train", "experiment=classifier")
+DIT = ("train", "experiment=paper/dit_xl_2")
 EVALUATE = ("evaluate", "checkpoint=somewhere")
 SAMPLE = ("sample", "checkpoint=somewhere", "prompt=a red circle")
 ROOTS_OF: dict[str, list[tuple[str, ...]]] = {
@@ -46,6 +48,7 @@ ROOTS_OF: dict[str, list[tuple[str, ...]]] = {
     "sampler": [LDM, SAMPLE],
     "callbacks": [AE, LDM, CLASSIFIER],
     "data": [LDM, EVALUATE],
+    "debug": [AE, LDM, DIT],
     "experiment": [("train",)],
     "hydra": [AE],
     "logger": [LDM],
@@ -57,6 +60,18 @@ ROOTS_OF: dict[str, list[tuple[str, ...]]] = {
 }
 TASK_OF = {"autoencoder": AE, "diffusion": LDM, "classifier": CLASSIFIER}
 """Tasks and their callbacks go with the experiments of their own."""
+DEBUG_OF = {"short": (AE, LDM), "tiny_autoencoder": (AE,), "tiny_unet": (LDM,), "tiny_text": (LDM,), "tiny_dit": (DIT,)}
+"""What each shrinks."""
+LOADS_WEIGHTS = (
+    "open_clip_text",
+    "open_clip_text_pooled",
+    "open_clip_text_sd2",
+    "text_inpaint",
+    "hf_bert",
+    "hf_t5",
+    "text_transformer_bert",
+)
+"""Conditioners that need files which cannot be had without a network."""
 OF_A_CHECKPOINT = ("guidance=classifier", "guidance=autoguidance")
 """Read a second checkpoint, which training has none of."""
 
@@ -69,6 +84,8 @@ def options(group: str) -> list[str]:
 def fits(group: str, option: str, root: tuple[str, ...]) -> bool:
     if option == "checkpoint" or f"{group}={option}" in OF_A_CHECKPOINT:
         return root[0] != "train"
+    if group == "debug":
+        return root in DEBUG_OF[option]
     return group not in ("task", "callbacks") or TASK_OF.get(option) == root
 
 
@@ -149,7 +166,7 @@ def test_backbones_keep_the_latent_s_shape(option: str) -> None:
     cfg = train_config("experiment=ldm_txt2img", f"backbone={option}")
     backbone, conditioner = on_meta(cfg.backbone), on_meta(cfg.conditioner.module)
     latent = torch.empty(2, 4, 2 * backbone.factor, backbone.factor, device="meta")
-    cond = conditioner.null(2)
+    cond = conditioner.null(Batch(keys=["a", "b"]))
     if backbone.context_dim != cfg.conditioner.width:  # published ones read what they were trained with
         tokens = None if backbone.context_dim is None else torch.empty(2, 1, backbone.context_dim, device="meta")
         vector = None if backbone.vector_dim is None else torch.empty(2, backbone.vector_dim, device="meta")
@@ -168,20 +185,71 @@ def test_published_sizes(overrides: tuple[str, ...], part: str, count: int) -> N
     assert parameters(on_meta(train_config(*overrides)[part])) == count
 
 
-@pytest.mark.parametrize("option", options("conditioner"))
-def test_conditioners_say_what_they_give_and_what_they_read(option: str, tiny_clip: tuple[str, ...]) -> None:
-    """``width`` is that of the tokens, and ``reads_captions`` makes data without captions be refused."""
-    weights = tiny_clip if option == "open_clip_text" else ()
-    cfg = train_config("experiment=ldm_txt2img", f"conditioner={option}", *weights)
-    conditioner = build(cfg.conditioner.module) if weights else on_meta(cfg.conditioner.module)
-    assert conditioner.null(3).tokens.shape[::2] == (3, cfg.conditioner.width)
-    batch = Batch(keys=["a"], image=torch.zeros(1, 3, 8, 8, dtype=torch.uint8))
-    with pytest.raises(InputError) if cfg.conditioner.reads_captions else nullcontext():
-        conditioner(batch, None)
+def meta_batch(size: int = 64, **small: int) -> Batch:
+    """Two samples with everything that a batch can hold; ``low_res`` is smaller by its factor."""
+    maps = torch.empty(2, size, size, dtype=torch.uint8, device="meta")
+    low = size // small.get("factor", 4)
+    return Batch(
+        keys=["a", "b"],
+        image=torch.empty(2, 3, size, size, dtype=torch.uint8, device="meta"),
+        caption=["a red circle", ""],
+        label=torch.empty(2, dtype=torch.int64, device="meta"),
+        segmentation=maps,
+        mask=maps[:, None],
+        low_res=torch.empty(2, 3, low, low, dtype=torch.uint8, device="meta"),
+        size=torch.empty(2, 6, dtype=torch.int64, device="meta"),
+    )
+
+
+def meta_codec() -> LatentCodec:
+    with torch.device("meta"):
+        autoencoder = build(train_config("experiment=ae_kl").autoencoder)
+        channels = autoencoder.latent_channels
+        return LatentCodec(autoencoder=autoencoder, mean=torch.zeros(channels), std=torch.ones(channels))
+
+
+def given(cond: Conditioning) -> dict[str, int | None]:
+    """What a conditioner's YAML says of its conditions."""
+    tokens, vector, spatial = (None if x is None else x.shape for x in (cond.tokens, cond.vector, cond.spatial))
+    return {
+        "width": None if tokens is None else tokens[-1],
+        "vector": None if vector is None else vector[-1],
+        "spatial": 0 if spatial is None else spatial[1],
+    }
+
+
+@pytest.mark.parametrize("option", [o for o in options("conditioner") if o not in LOADS_WEIGHTS])
+def test_conditioners_say_what_they_give_and_what_they_read(option: str) -> None:
+    """So that the backbone fits, and data without what is read are refused."""
+    cfg = train_config("experiment=ldm_txt2img", f"conditioner={option}")
+    node, codec = cfg.conditioner, meta_codec()
+    conditioner = on_meta(node.module)
+    batch = meta_batch(factor=OmegaConf.select(node, "conditions.low_res.factor") or 4)
+    with torch.device("meta"):
+        null = conditioner.null(batch, codec)
+        assert given(null) == {
+            "width": node.get("width"),
+            "vector": node.get("vector"),
+            "spatial": node.get("spatial", 0),
+        }
+        assert (null.label is not None) == (node.get("rows") is not None)
+        reads = {"caption": node.reads_captions, "label": node.get("reads_labels", False)}
+        reads |= dict.fromkeys(node.get("conditions") or {}, True)
+        assert node.get("rows") in (None, (node.get("classes") or 0) + 1)
+        for name, wanted in reads.items():
+            with pytest.raises(InputError, match="the batch has none") if wanted else nullcontext():
+                conditioner(replace(batch, **{name: None}), codec)
     for data in ("shapes", "webdataset"):
-        cfg = train_config("experiment=ldm_txt2img", f"conditioner={option}", f"data={data}", *weights)
-        assert cfg.data.module.require_captions is cfg.conditioner.reads_captions
-        assert train_config("experiment=ae_kl", f"data={data}").data.module.require_captions is False
+        module = train_config("experiment=ldm_txt2img", f"conditioner={option}", f"data={data}").data.module
+        assert (module.require_captions, module.require_labels) == (reads["caption"], reads["label"])
+        assert module.conditions == node.get("conditions")
+        plain = train_config("experiment=ae_kl", f"data={data}").data.module
+        assert (plain.require_captions, plain.require_labels, plain.conditions) == (False, False, None)
+
+
+def test_clip_says_what_it_gives(tiny_clip: tuple[str, ...]) -> None:
+    cfg = train_config("experiment=ldm_txt2img", "conditioner=open_clip_text", *tiny_clip)
+    assert given(build(cfg.conditioner.module).null(Batch(keys=["a"])))["width"] == cfg.conditioner.width
 
 
 def test_clip_s_width_is_that_of_the_model_named() -> None:
@@ -293,7 +361,11 @@ def test_trainers_and_loggers_are_built_or_say_what_is_missing(option: str, tmp_
     assert [type(logger).__name__ for logger in trainer.loggers] == ["CSVLogger", "WandbLogger"]
 
 
-@pytest.mark.parametrize("name", options("experiment"))
+OWN_TEST = [name for name in options("experiment") if name.startswith("paper/") and "/ae_" not in name]
+"""Published second stages: test_paper_diffusion builds them, without the weights of CLIP."""
+
+
+@pytest.mark.parametrize("name", [name for name in options("experiment") if name not in OWN_TEST])
 def test_experiments_are_built_and_their_shapes_fit(name: str) -> None:
     """The whole task on the meta device, with the first stage that it would train."""
     cfg = composed("train", f"experiment={name}")
@@ -318,7 +390,9 @@ def test_experiments_are_built_and_their_shapes_fit(name: str) -> None:
     elif parts:
         latent = module.codec.moments(image)[0]
         denoiser, conditioner = module.model["denoiser"], module.model["conditioner"]
-        cond = conditioner(Batch(keys=["a", "b"], image=image, caption=["a red circle", ""]), module.codec)
+        batch = meta_batch(size, factor=OmegaConf.select(cfg, "conditioner.conditions.low_res.factor") or 4)
+        with torch.device("meta"):
+            cond = conditioner(batch, module.codec)
         assert denoiser.backbone(latent, torch.ones(2, device="meta"), cond).shape == latent.shape
         assert module.codec.decode(latent).shape == image.shape
     else:

@@ -6,6 +6,7 @@ A new conditioner is tested as soon as ``MAKERS`` says how to make a small one.
 from __future__ import annotations
 
 import copy
+import functools
 import importlib
 import inspect
 import json
@@ -17,14 +18,23 @@ import torch
 from torch import nn
 
 from latentdiff import conditioning
+from latentdiff.conditioning.class_label import ClassIndex, ClassTokens, ClassVector
+from latentdiff.conditioning.compose import Composite
+from latentdiff.conditioning.hf_text import HfText
+from latentdiff.conditioning.low_resolution import LowResolution
+from latentdiff.conditioning.masked_image import MaskedImage
 from latentdiff.conditioning.open_clip_text import OpenClipText
+from latentdiff.conditioning.semantic_map import SemanticMap
+from latentdiff.conditioning.size_vector import SizeVector
 from latentdiff.conditioning.text_transformer import TextTransformerConditioner
+from latentdiff.conditioning.unconditional import Unconditional
 from latentdiff.config.errors import InputError
 from latentdiff.diffusion.noise import Draws
 from latentdiff.models.text_transformer import TextTransformer
 from latentdiff.training.ema import Ema
 from latentdiff.types import Batch, Conditioner, Conditioning
 
+SIDE, FACTOR = 8, 2
 CAPTIONS = ["a red circle", "a blue box", "a green star on white", "a heart", "two rings", "a small cross"]
 
 
@@ -61,11 +71,65 @@ def _open_clip(folder, drop):
         open_clip.add_model_config(folder)
         torch.manual_seed(0)
         torch.save(open_clip.create_model(name).state_dict(), folder / "weights.pt")
-    return OpenClipText(model=name, weights=str(folder / "weights.pt"), drop=drop)
+    return OpenClipText(model=name, weights=str(folder / "weights.pt"), drop=drop, pooled=True)
 
 
-MAKERS = {TextTransformerConditioner: _text_transformer, OpenClipText: _open_clip}
-CONDITIONERS = _conditioners()
+def _hf_text(folder, drop):
+    import transformers
+
+    if not (folder / "vocab.txt").exists():
+        words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *sorted({w for c in CAPTIONS for w in c.split()})]
+        (folder / "vocab.txt").write_text("\n".join(words) + "\n")
+        about = {"tokenizer_class": "BertTokenizer", "model_max_length": 8}
+        (folder / "tokenizer_config.json").write_text(json.dumps(about))
+        sizes = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
+        torch.manual_seed(0)
+        config = transformers.BertConfig(vocab_size=len(words), max_position_embeddings=8, **sizes)
+        transformers.BertModel(config).save_pretrained(folder)
+    return HfText(model=str(folder), max_length=8, drop=drop)
+
+
+def _composite(folder, drop):
+    parts = {"text": _text_transformer(folder, drop), "class": ClassVector(classes=6, width=4, drop=drop)}
+    return Composite(parts=parts)
+
+
+MAKERS = {
+    TextTransformerConditioner: _text_transformer,
+    OpenClipText: _open_clip,
+    HfText: _hf_text,
+    ClassTokens: lambda folder, drop: _seeded(ClassTokens, classes=6, width=4, drop=drop),
+    ClassVector: lambda folder, drop: _seeded(ClassVector, classes=6, width=4, drop=drop),
+    ClassIndex: lambda folder, drop: ClassIndex(classes=6, drop=drop),
+    SizeVector: lambda folder, drop: SizeVector(frequencies=8, drop=drop),
+    SemanticMap: lambda folder, drop: _seeded(SemanticMap, classes=6, channels=3, drop=drop),
+    MaskedImage: lambda folder, drop: MaskedImage(drop=drop),
+    LowResolution: lambda folder, drop: LowResolution(factor=2, drop=drop),
+    Composite: _composite,
+}
+"""Unconditional gives nothing: what is asked of conditions does not apply to it."""
+CONDITIONERS = [kind for kind in _conditioners() if kind is not Unconditional]
+
+
+def _seeded(kind, **options):
+    torch.manual_seed(0)
+    return kind(**options)
+
+
+class PixelCodec:
+    """Latents are the means of 2 x 2 pixels, exactly."""
+
+    channels, factor = 3, FACTOR
+
+    def moments(self, image):
+        mean = torch.nn.functional.avg_pool2d(image, FACTOR)
+        return mean, torch.zeros_like(mean)
+
+    def draw(self, moments, noise):
+        return moments[0] + moments[1] * noise
+
+
+CODEC = PixelCodec()
 
 
 @pytest.fixture(scope="module", params=CONDITIONERS, ids=lambda kind: kind.__name__)
@@ -79,9 +143,30 @@ def conditioner(make):
     return make()
 
 
-def batch(rows: slice = slice(0, 6), captions=CAPTIONS) -> Batch:
-    keys = [str(i) for i in range(len(captions))]
-    return Batch(keys=keys[rows], caption=captions[rows], start=rows.start, total=len(captions))
+@functools.cache
+def everything(count: int) -> dict[str, torch.Tensor]:
+    """Every tensor that a batch can hold; no two samples are alike."""
+    generator = torch.Generator().manual_seed(3)
+
+    def uint8(*shape, below=256):
+        return torch.randint(0, below, (count, *shape), generator=generator, dtype=torch.uint8)
+
+    return {
+        "image": uint8(3, SIDE, SIDE),
+        "label": torch.arange(count) % 6,
+        "segmentation": uint8(SIDE, SIDE, below=6),
+        "mask": uint8(1, SIDE, SIDE, below=2),
+        "low_res": uint8(3, SIDE // 2, SIDE // 2),
+        "size": torch.arange(6 * count).view(count, 6),
+    }
+
+
+def batch(rows: slice = slice(0, 6), captions=CAPTIONS, order: list[int] | None = None) -> Batch:
+    """Samples ``rows`` of as many as there are captions, or these in another ``order``."""
+    order = list(range(len(captions))) if order is None else order
+    tensors = {name: value[order][rows] for name, value in everything(len(captions)).items()}
+    keys, captions = [str(i) for i in order], [captions[i] for i in order]
+    return Batch(keys=keys[rows], caption=captions[rows], start=rows.start, total=len(captions), **tensors)
 
 
 def draws(number: int, rows: slice = slice(0, 6), total: int = 6) -> Draws:
@@ -103,6 +188,25 @@ def row(cond: Conditioning, i: int) -> Conditioning:
     return Conditioning(**{name: value[i : i + 1] for name, value in parts(cond).items()})
 
 
+@torch.no_grad()
+def test_one_part_alone(conditioner):
+    """Every part is told apart; a conditioner of one part gives all it has."""
+    alone, null = conditioner.alone(batch(), CODEC), conditioner.null(batch(), CODEC)
+    assert tuple(alone) == tuple(conditioner.parts)
+    assert not any(close(cond, null) for cond in alone.values())
+    if len(alone) == 1:
+        assert close(*alone.values(), conditioner(batch(), CODEC))
+    assert conditioner.drop == 0.5
+
+
+def test_no_condition_is_a_conditioner_too():
+    nothing = Unconditional()
+    assert isinstance(nothing, Conditioner)
+    assert parts(nothing(batch())) == parts(nothing.null(batch())) == nothing.alone(batch()) == {}
+    assert nothing.dropped(draws(0)) == {}
+    assert (nothing.drop, nothing.parts) == (0.0, ())
+
+
 def test_each_has_a_maker():
     assert set(CONDITIONERS) == set(MAKERS)
 
@@ -110,7 +214,7 @@ def test_each_has_a_maker():
 @torch.no_grad()
 def test_keeps_the_protocol(conditioner):
     assert isinstance(conditioner, Conditioner)
-    cond, null = conditioner(batch(), None), conditioner.null(6)
+    cond, null = conditioner(batch(), CODEC), conditioner.null(batch(), CODEC)
     assert all(len(value) == 6 for value in parts(cond).values())
     assert {n: v.shape for n, v in parts(cond).items()} == {n: v.shape for n, v in parts(null).items()}
     assert {n: v.dtype for n, v in parts(cond).items()} == {n: v.dtype for n, v in parts(null).items()}
@@ -121,24 +225,29 @@ def test_keeps_the_protocol(conditioner):
 
 @torch.no_grad()
 def test_rows_follow_the_order_of_the_batch_and_no_other_sample(conditioner):
-    whole = conditioner(batch())
-    backwards = conditioner(batch(captions=CAPTIONS[::-1]))
+    whole = conditioner(batch(), CODEC)
+    backwards = conditioner(batch(order=[5, 4, 3, 2, 1, 0]), CODEC)
     assert all(close(row(whole, i), row(backwards, 5 - i)) for i in range(6))
-    assert all(close(row(whole, i), conditioner(batch(slice(i, i + 1)))) for i in range(6))
+    assert all(close(row(whole, i), conditioner(batch(slice(i, i + 1)), CODEC)) for i in range(6))
     assert not any(close(row(whole, i), row(whole, j)) for i in range(6) for j in range(i))
 
 
 @torch.no_grad()
 def test_dropped_samples_have_exactly_the_null_condition(make, conditioner):
+    """And ``dropped`` says which they are. Of a composite each part is: tests/conditioning/test_compose.py."""
+    if isinstance(conditioner, Composite):
+        pytest.skip("its parts are dropped one by one")
     always = make(drop=1.0)
-    assert close(always(batch(), None, draws(0)), always.null(6))
-    whole, null = conditioner(batch()), conditioner.null(6)
+    assert close(always(batch(), CODEC, draws(0)), always.null(batch(), CODEC))
+    whole, null = conditioner(batch(), CODEC), conditioner.null(batch(), CODEC)
     outcomes = set()
     for number in range(4):
-        cond = conditioner(batch(), None, draws(number))
+        cond = conditioner(batch(), CODEC, draws(number))
+        (gone,) = conditioner.dropped(draws(number)).values()
         for i in range(6):
             kept, dropped = close(row(cond, i), row(whole, i)), close(row(cond, i), row(null, i))
             assert kept != dropped
+            assert dropped == gone[i]
             outcomes.add(dropped)
     assert outcomes == {True, False}
 
@@ -147,39 +256,39 @@ def test_dropped_samples_have_exactly_the_null_condition(make, conditioner):
 def test_a_dropped_sample_is_bitwise_the_null_condition_of_an_equal_batch(make):
     """Both come from the same tokens; only the batch's size may change the rounding."""
     always = make(drop=1.0)
-    assert close(always(batch(slice(0, 1)), None, draws(0, slice(0, 1))), always.null(1), exact=True)
+    one = batch(slice(0, 1))
+    assert close(always(one, CODEC, draws(0, slice(0, 1))), always.null(one, CODEC), exact=True)
 
 
 @torch.no_grad()
 def test_realised_drop_rate(make):
-    p, count = 0.3, 0
+    p, counts = 0.3, {}
     conditioner = make(drop=p)
-    captions = ["a"] * 100
-    null = next(iter(parts(conditioner.null(1)).values()))
     for number in range(10):
-        cond = conditioner(batch(slice(0, 100), captions), None, draws(number, slice(0, 100), 100))
-        value = next(iter(parts(cond).values()))
-        count += int(((value - null).abs().flatten(1).amax(1) < 1e-6).sum())
-    assert abs(count / 1000 - p) < 3 * (p * (1 - p) / 1000) ** 0.5
+        for name, gone in conditioner.dropped(draws(number, slice(0, 100), 100)).items():
+            counts[name] = counts.get(name, 0) + int(gone.sum())
+    assert counts.keys() == set(conditioner.parts)
+    assert all(abs(count / 1000 - p) < 3 * (p * (1 - p) / 1000) ** 0.5 for count in counts.values())
+    assert len(set(counts.values())) == len(counts)
 
 
 @torch.no_grad()
 def test_dropping_does_not_depend_on_the_split_over_ranks(conditioner):
-    whole = conditioner(batch(), None, draws(2))
-    halves = [conditioner(batch(rows), None, draws(2, rows)) for rows in (slice(0, 3), slice(3, 6))]
+    whole = conditioner(batch(), CODEC, draws(2))
+    halves = [conditioner(batch(rows), CODEC, draws(2, rows)) for rows in (slice(0, 3), slice(3, 6))]
     assert close(halves[0].cat(halves[1]), whole)
 
 
 @torch.no_grad()
 def test_nothing_is_dropped_without_draws(make):
-    assert close(make(drop=1.0)(batch()), make(drop=0.0)(batch(), None, draws(0)))
+    assert close(make(drop=1.0)(batch(), CODEC), make(drop=0.0)(batch(), CODEC, draws(0)))
 
 
 def test_the_average_computes_the_same_and_shares_what_is_frozen(make):
     conditioner = make()
     ema = Ema(nn.ModuleDict({"conditioner": conditioner}), decay=0.9)
     with torch.no_grad():
-        assert close(ema.model["conditioner"](batch()), conditioner(batch()), exact=True)
+        assert close(ema.model["conditioner"](batch(), CODEC), conditioner(batch(), CODEC), exact=True)
     trained = {p.data_ptr() for p in conditioner.parameters() if p.requires_grad}
     frozen = {p.data_ptr() for p in conditioner.parameters() if not p.requires_grad}
     averaged = {p.data_ptr() for p in ema.parameters()}
@@ -199,9 +308,9 @@ def test_weights_round_trip_strictly(make):
                 p.zero_()
     other.load_state_dict(state, strict=True)
     with torch.no_grad():
-        assert close(other["conditioner"](batch()), parent["conditioner"](batch()), exact=True)
+        assert close(other["conditioner"](batch(), CODEC), parent["conditioner"](batch(), CODEC), exact=True)
 
 
 def test_what_the_batch_lacks_is_an_input_error(conditioner):
     with pytest.raises(InputError, match="the batch has none"):
-        conditioner(Batch(keys=["a"]))
+        conditioner(Batch(keys=["a"]), CODEC)

@@ -115,6 +115,26 @@ def test_missing_captions_and_labels_are_found_at_setup(tmp_path, samples):
     build(source).setup()
 
 
+def test_unknown_classes_are_found_at_setup_and_when_read(source, tmp_path, samples, monkeypatch):
+    with pytest.raises(InputError, match=r"sample '0000\d/\d+' in .* has the unknown class 7\d? .* expected 0 to 69"):
+        build(source, classes=70).setup()
+    data = build(source, classes=80, require_labels=True)
+    assert data.preview(3).label.min() >= 0
+    monkeypatch.setattr(data, "classes", 1)  # as though the check at setup had not seen the sample
+    with pytest.raises(InputError, match="has the unknown class"):
+        list(data.val_dataloader())
+
+
+def test_labels_may_be_names_in_the_json(tmp_path, samples):
+    content = [{"png": sample["png"], "json": {"kind": "ab"[i % 2]}} for i, sample in enumerate(samples(8))]
+    write_shards(content, tmp_path / "named")
+    source = ShardSource(train=str(tmp_path / "named"), val=str(tmp_path / "named"))
+    named = {"label_field": "kind", "require_labels": True, "classes": 2}
+    assert build(source, class_names=["b", "a"], **named).preview(8).label.tolist() == [1, 0] * 4
+    with pytest.raises(InputError, match="unknown class 'b'"):
+        build(source, class_names=["a", "c"], **named).setup()
+
+
 def test_the_fingerprint_depends_on_the_training_samples_and_the_size(source, tmp_path, samples):
     write_shards(samples(79), tmp_path / "other", 30)
     other = ShardSource(train=str(tmp_path / "other"))

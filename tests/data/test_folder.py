@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from latentdiff.config.errors import InputError
-from latentdiff.data.decode import decode_rgb
+from latentdiff.data.decode import decode_map, decode_rgb
 from latentdiff.data.folder import make_shards
 from latentdiff.data.shards import open_shards
 
@@ -53,6 +53,29 @@ def test_large_images_are_reduced_and_small_ones_kept(tmp_path, png):
     assert decode_rgb(shards.read(0, "jpg")).shape == (30, 45, 3)
     assert np.abs(decode_rgb(shards.read(0, "jpg")).astype(int) - 77).max() <= 1
     assert shards.read(1, "png") == (folder / "small.png").read_bytes()
+
+
+def test_maps_are_kept_beside_their_images_and_are_no_images(tmp_path, png):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    classes = rng.integers(0, 5, (20, 30), dtype=np.uint8)
+    for name in ("a", "b.c"):
+        (folder / f"{name}.png").write_bytes(png(np.repeat(50 * classes[:, :, None], 3, axis=2)))
+        (folder / f"{name}.seg.png").write_bytes(png(classes))
+    (folder / "other.png").write_bytes(png(np.zeros((20, 30, 3), np.uint8)))
+    (folder / "other.seg.png").write_bytes(png(classes[:, :29]))
+    summary = make_shards(folder, tmp_path / "out")
+    shards = open_shards(tmp_path / "out")
+    assert [shards.read(i, "seg.png") for i in range(len(shards))] == [png(classes)] * 2
+    assert summary.unreadable == [
+        "other.png: the .seg.png beside it is 29x20 pixels, its image 30x20 (after its EXIF orientation); "
+        "make the map as large as the image"
+    ]
+    make_shards(folder, tmp_path / "small", image_size=10)
+    small = open_shards(tmp_path / "small")
+    assert decode_rgb(small.read(0, "jpg")).shape == (10, 15, 3)
+    assert np.array_equal(decode_map(small.read(0, "seg.png"), 10, 15), classes[1::2, 1::2])
 
 
 def test_wrong_folders_are_refused(photos, tmp_path):

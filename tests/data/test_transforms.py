@@ -5,6 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
+from latentdiff.data.conditions import Frame
 from latentdiff.data.transforms import SquareCrop
 
 
@@ -48,3 +49,15 @@ def test_downscaling_does_not_alias():
     stripes[:, ::2] = 255
     out = SquareCrop(size=16)(stripes, 0.5, 1.0)[:, 2:-2, 2:-2].float()
     assert (out - 127.5).abs().max() <= 2
+
+
+def test_the_frame_says_what_was_cut():
+    crop = SquareCrop(size=4, random_crop=True, flip=True)
+    wide = crop.frame(4, 10, 0.999, 0.1)
+    assert wide == Frame(height=4, width=10, top=0, left=6, edge=4, mirrored=True, size=4)
+    tall = crop.frame(10, 6, 0.5, 0.9)
+    assert (tall.top, tall.left, tall.edge, tall.mirrored) == (2, 0, 6, False)
+    assert not SquareCrop(size=4).frame(4, 4, 0.5, 0.1).mirrored
+    pixels = columns(4, 10)
+    assert torch.equal(crop.cut(pixels, wide), crop(pixels, 0.999, 0.1))
+    assert torch.equal(wide.lay(pixels[:, :, 0]), crop.cut(pixels, wide)[0])

@@ -47,20 +47,22 @@ AUTOENCODER = (
     "adversarial.schedule.ramp=0",
     "task.statistics_images=32",
 )
-DIFFUSION = (
+BACKBONE = (
     "backbone=unet",
     "backbone.channels=32",
     "backbone.channel_multipliers=[1]",
     "backbone.num_res_blocks=1",
     "backbone.attention_factors=[1]",
     "backbone.heads=2",
+    "sampler.steps=2",
+    "+callbacks.samples.count=4",
+)
+TEXT = (
     "conditioner=text_transformer",
     "conditioner.width=32",
     "conditioner.module.transformer.layers=1",
     "conditioner.module.transformer.heads=2",
     "conditioner.module.transformer.max_length=16",
-    "sampler.steps=2",
-    "+callbacks.samples.count=4",
 )
 
 
@@ -85,7 +87,9 @@ class Programs:
         )
         common = (*EVERY, *self.paths, *DATA, *SHORT, *FAST)
         self.stage_one = ("experiment=ae_kl", *common, *AUTOENCODER)
-        self.stage_two = ("experiment=ldm_txt2img", *common, *DIFFUSION)
+        self.stage_two = ("experiment=ldm_txt2img", *common, *BACKBONE, *TEXT)
+        self.conditioned = (*common, *BACKBONE)
+        """Overrides for an experiment of stage two with its own conditioner."""
         self.use = (*EVERY, *self.paths)
         """Overrides for evaluate.py and sample.py."""
         self.environment = {

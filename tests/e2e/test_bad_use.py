@@ -34,7 +34,7 @@ USE: dict[str, tuple[str, Overrides, str]] = {
     "evaluate: no images": (
         "evaluate",
         lambda p: [f"checkpoint={p.ldm}", "num_images=0"],
-        "num_images.*at least 1; got 0",
+        "num_images: a Fréchet distance needs at least 2 images, got 0",
     ),
     "evaluate: one image": (
         "evaluate",
@@ -74,7 +74,7 @@ USE: dict[str, tuple[str, Overrides, str]] = {
     "sample: no prompt": (
         "sample",
         lambda p: [f"checkpoint={p.ldm}"],
-        "key prompt: has no value yet; set it with prompt=",
+        r"prompt: which\? The model reads captions",
     ),
     "sample: of stage one": (
         "sample",

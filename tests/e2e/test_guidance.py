@@ -71,7 +71,7 @@ def test_each_guidance_makes_its_own_images(programs, ldm: Path, classifier: Pat
     for name, overrides in chosen.items():
         programs.done("sample", *base, *overrides, f"run_dir={tmp_path / name}")
         assert about(tmp_path / name)["latentdiff"]["guidance"]["name"] == name
-        made[name] = pixels(tmp_path / name / "grid.png")
+        made[name] = pixels(tmp_path / name / "0000-seed0.png")
     itself = made.pop("Autoguidance")
     assert np.abs(itself - made["Unguided"]).max() <= 1, "a guide that is the model itself leads nowhere"
     for name, image in made.items():
@@ -82,7 +82,7 @@ def test_each_guidance_makes_its_own_images(programs, ldm: Path, classifier: Pat
     assert about(tmp_path / "ClassifierGuidance")["label"] == "3"
     none = ("guidance.scale=0.0", "label=3", f"run_dir={tmp_path / 'zero'}")
     programs.done("sample", *base, *clf, *none)
-    assert np.abs(pixels(tmp_path / "zero" / "grid.png") - made["Unguided"]).max() <= 1
+    assert np.abs(pixels(tmp_path / "zero" / "0000-seed0.png") - made["Unguided"]).max() <= 1
 
 
 def test_the_label_and_the_base_decide(programs, ldm: Path, classifier: Path, tmp_path: Path) -> None:
@@ -163,7 +163,10 @@ FAULTS = {
     "label missing": (["CLASSIFIER"], "label: which class"),
     "label unknown": (["CLASSIFIER", "label=6"], "knows the labels 0 to 5; 4 of 4 samples have none"),
     "label is a text": (["CLASSIFIER", "label=ring"], "label: expected the number of a class.*'ring'"),
-    "labels too few": (["CLASSIFIER", "label=[1,2]"], "label: .*a list of one for each of the 1 prompts"),
+    "labels too few": (
+        ["CLASSIFIER", 'prompt=["a", "b"]', "label=[1,2,3]"],
+        "prompt: expected one value, or a list of one for each",
+    ),
     "negative prompt unread": (
         ["guidance=none", "negative_prompt=a box"],
         "negative_prompt: Unguided as configured compares with no other condition",

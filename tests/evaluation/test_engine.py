@@ -169,3 +169,42 @@ def test_too_few_samples_and_missing_images_are_refused():
     metric = FrechetDistance(features=MeanColour())
     with pytest.raises(InputError, match="reference samples have none"):
         evaluate(generate, lambda i: Batch(keys=[str(k) for k in i]), {"f": metric}, num_images=4, batch_size=2)
+
+
+class Beside:
+    """Counts what stage one alone made of the samples, and their indices."""
+
+    def __init__(self):
+        self.pairs = []
+
+    def update(self, images, batch):
+        self.images = images
+
+    def update_reconstructions(self, images, batch):
+        self.pairs += [(batch.start, bool((images == batch.image).all()), bool((images == self.images).all()))]
+
+    def compute(self):
+        return {"pairs": self.pairs}
+
+
+def test_reconstructions_are_made_once_a_chunk_and_only_where_a_metric_compares():
+    calls = []
+
+    def reconstruct(batch, seeds):
+        calls.append(batch.start)
+        return batch.image
+
+    settings = {"num_images": 5, "batch_size": 2}
+    found = evaluate(generate, samples, {"a": Beside(), "b": Beside()}, **settings, reconstruct=reconstruct)
+    assert found["a"] == found["b"] == {"pairs": [(0, True, False), (2, True, False), (4, True, False)]}
+    assert calls == [0, 2, 4]
+    assert evaluate(generate, samples, {"a": Beside()}, **settings) == {"a": {"pairs": []}}
+    evaluate(generate, samples, {"psnr": Psnr()}, **settings, reconstruct=reconstruct)
+    assert calls == [0, 2, 4]
+
+
+def test_real_images_that_were_measured_before_are_not_measured_again():
+    metric = FrechetDistance(features=MeanColour())
+    first = evaluate(generate, samples, {"f": metric}, num_images=10, batch_size=3)
+    again = evaluate(generate, samples, {"f": metric.anew()}, num_images=10, batch_size=4, measure_real=False)
+    assert again == first

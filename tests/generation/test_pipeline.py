@@ -39,8 +39,8 @@ class LabelConditioner:
     def __call__(self, batch, codec, draws=None):
         return Conditioning(vector=batch.label[:, None].float())
 
-    def null(self, n):
-        return Conditioning(vector=torch.zeros(n, 1))
+    def null(self, batch, codec):
+        return Conditioning(vector=torch.zeros(len(batch), 1))
 
     def alone(self, batch, codec):
         return {"label": self(batch, codec)}
@@ -87,6 +87,22 @@ def test_a_known_denoiser_gives_known_pixels():
     assert images.dtype == torch.uint8
     # round((x + 1) * 127.5) of -0.5, 0, 1
     assert [sorted(set(image.flatten().tolist())) for image in images] == [[64], [128], [255]]
+
+
+def test_what_is_known_around_a_hole_is_as_good_as_the_codec_can_say_it():
+    """The hole has an odd edge: cells of 2x2 pixels that lie partly in it are made of known and of made pixels."""
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randint(0, 256, (1, 3, 8, 8), dtype=torch.uint8, generator=generator)
+    mask = torch.zeros(1, 1, 8, 8, dtype=torch.uint8)
+    mask[..., 3:7, 2:6] = 1
+    made = pipeline()(replace(batch(10), image=image, mask=mask), [1])
+    reconstruction = Reconstruction(codec=FakeCodec(), device="cpu")(replace(batch(10), image=image), [1])
+    touched = nn.functional.max_pool2d(mask.float(), 2).repeat_interleave(2, 2).repeat_interleave(2, 3) > 0
+    known = ~touched.expand_as(image)
+    assert torch.equal(made[known], reconstruction[known])
+    assert torch.all(made[0, :, 4:6, 2:6] == 255)
+    seam = torch.where(mask > 0, 255, image)[0, :, 2:4, 2:4].float().mean((1, 2))
+    assert torch.all((made[0, :, 2, 2].float() - seam).abs() <= 1)
 
 
 def test_guidance_gets_condition_and_null():

@@ -78,7 +78,7 @@ def test_gradients_do_not_depend_on_the_split_over_ranks(diffusion_module, batch
 def test_frozen_codec_is_in_no_checkpoint_and_does_not_change(diffusion_module, batch, fit):
     module = diffusion_module()
     before = copy.deepcopy(module.codec.state_dict())
-    assert {name.split(".")[0] for name in module.state_dict()} == {"model", "ema", "loss_by_time"}
+    assert {name.split(".")[0] for name in module.state_dict()} == {"model", "ema", "loss_by_time", "condition_log"}
     fit(module, [batch(i) for i in range(2)])
     after = module.codec.state_dict()
     assert all(torch.equal(after[name], before[name]) for name in before)
@@ -181,7 +181,7 @@ def test_loss_by_quarters_of_t(diffusion_module, batch, fit):
     module._losses = losses
     fit(module, [batch(i) for i in range(3)], follow)
     sums, counts = torch.zeros(4), torch.zeros(4)
-    for (loss, t), values in zip(asked, follow.values):
+    for (loss, t, _), values in zip(asked, follow.values):
         for quarter in range(4):
             inside = (t >= quarter / 4) & (t < (quarter + 1) / 4)
             sums[quarter] = 0.98 * sums[quarter] + loss.detach()[inside].sum()
@@ -192,6 +192,20 @@ def test_loss_by_quarters_of_t(diffusion_module, batch, fit):
     fit(module, [batch(0)], follow)
     assert "train/loss_t0" not in follow.values[0]
     assert {"train/loss_t1", "train/loss_t2", "train/loss_t3"} <= follow.values[0].keys()
+
+
+def test_the_share_of_dropped_captions_is_logged(diffusion_module, batch, fit):
+    """Over all batches so far, and the same by micro-batches; captions over the limit of 12 tokens are counted."""
+    seen = {}
+    for size in (None, 1):
+        module, follow = diffusion_module(micro_batch=size), Follow()
+        module.model["conditioner"].drop = 0.5
+        fit(module, [batch(i) for i in range(6)], follow)
+        seen[size] = [values["train/dropped/text"] for values in follow.values]
+    gone = [module.model["conditioner"].dropped(draws_of(module, batch(i), i))["text"].float().mean() for i in range(6)]
+    assert seen[None] == pytest.approx([sum(gone[: i + 1]).item() / (i + 1) for i in range(6)])
+    assert seen[1] == pytest.approx(seen[None])
+    assert 0 < seen[None][-1] < 1
 
 
 def test_offset_noise_is_added_in_training_alone(diffusion_module, batch, fit, validate, monkeypatch):

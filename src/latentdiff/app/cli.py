@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
 
 from latentdiff.config.errors import InputError
@@ -23,6 +24,7 @@ def main(argv: list[str] | None = None) -> int:
     make.add_argument("--size", type=int, default=None, metavar="PX", help="shrink to this shorter side first")
     make.set_defaults(run=_make_shards)
     _add_export(verbs)
+    _add_import(verbs)
     ema = verbs.add_parser("ema", help="a run's snapshots -> a checkpoint with the average of any length")
     ema.add_argument("run_dir", help="run directory of stage two, trained with snapshots of its averages")
     ema.add_argument("dest", help="new checkpoint directory")
@@ -43,16 +45,41 @@ def main(argv: list[str] | None = None) -> int:
 
 def _add_export(verbs: argparse._SubParsersAction) -> None:
     export = verbs.add_parser(
-        "export", help="a first stage, or a second's backbone -> another program's format, with the averaged weights"
+        "export", help="a first stage, or a second or its UNet -> another program's format, with the averaged weights"
     )
     export.add_argument("checkpoint", help="checkpoint or run directory, or another program's autoencoder")
     export.add_argument("dest", help="new folder (diffusers) or new .safetensors file (ldm)")
     export.add_argument("format", choices=FORMATS, metavar="format=diffusers|ldm")
-    export.add_argument("--single-file", action="store_true", help="ldm: names as within Stable Diffusion's files")
+    export.add_argument(
+        "--single-file", action="store_true", help="ldm: as within Stable Diffusion's files, whole with CLIP"
+    )
     factor = {"type": float, "default": None, "metavar": "NUMBER"}
     export.add_argument("--scale", **factor, help="of another program's latents: z = (latent - shift) * scale")
     export.add_argument("--shift", **factor)
+    export.add_argument("--first-stage", metavar="PATH", help="of a second stage: where its first stage is now")
     export.set_defaults(run=_export)
+
+
+def _add_import(verbs: argparse._SubParsersAction) -> None:
+    add = verbs.add_parser(
+        "import",
+        help="a whole Stable Diffusion 1 or 2 -> a folder that sample.py and evaluate.py take as their checkpoint",
+    )
+    add.add_argument("path", help="single file (.safetensors, .ckpt) or folder of a diffusers pipeline")
+    add.add_argument("dest", help="new folder")
+    add.add_argument("--prediction", choices=("epsilon", "v"), help="what the UNet predicts: single files of SD 2")
+    number = {"type": int, "default": None}
+    add.add_argument("--size", **number, metavar="PX", help="images' height and width, if the file does not say it")
+    add.add_argument("--unet-heads", **number, metavar="N", help="attention heads, if the sizes are not published ones")
+    add.add_argument("--text-heads", **number, metavar="N")
+    factor = {"type": float, "default": None, "metavar": "NUMBER"}
+    add.add_argument("--scale", **factor, help="of the latents: z = (latent - shift) * scale")
+    add.add_argument("--shift", **factor)
+    add.add_argument("--first-stage", metavar="PATH", help="another program's autoencoder, in place of the file's own")
+    add.add_argument(
+        "--text-encoder", metavar="PATH", help="folder of a CLIPTextModel and its tokenizer, in place of the file's own"
+    )
+    add.set_defaults(run=_import)
 
 
 def _export(arguments: argparse.Namespace) -> None:
@@ -65,9 +92,21 @@ def _export(arguments: argparse.Namespace) -> None:
         single_file=arguments.single_file,
         scale=arguments.scale,
         shift=arguments.shift,
+        first_stage=arguments.first_stage,
     )
     print(f"{exported.what} written: {arguments.dest}")
     for note in exported.notes:
+        print(f"note: {note}")
+
+
+def _import(arguments: argparse.Namespace) -> None:
+    from latentdiff.app.import_model import import_model
+    from latentdiff.checkpoint.foreign.pipeline.whole import Told
+
+    told = Told(**{field.name: getattr(arguments, field.name) for field in dataclasses.fields(Told)})
+    notes = import_model(arguments.path, arguments.dest, told)
+    print(f"model written: {arguments.dest}")
+    for note in notes:
         print(f"note: {note}")
 
 

@@ -1,4 +1,4 @@
-"""A first stage, or the backbone of a second, in the format of another program."""
+"""A first stage, a whole text-to-image model or its backbone alone, in the format of another program."""
 
 from __future__ import annotations
 
@@ -14,10 +14,12 @@ from latentdiff.checkpoint import store
 from latentdiff.checkpoint.foreign import diffusers, ldm
 from latentdiff.checkpoint.foreign import reading as foreign
 from latentdiff.checkpoint.foreign.backbones import own_backbone
+from latentdiff.checkpoint.foreign.pipeline import exporting
 from latentdiff.checkpoint.foreign.statistics import Statistics
 from latentdiff.checkpoint.foreign.unet import diffusers as unet_diffusers
 from latentdiff.checkpoint.foreign.unet import ldm as unet_ldm
-from latentdiff.checkpoint.models import load_codec
+from latentdiff.checkpoint.foreign.weights import check_file_name
+from latentdiff.checkpoint.models import load_codec, load_diffusion
 from latentdiff.config.errors import InputError
 from latentdiff.config.instantiate import load_config
 from latentdiff.models.backbones.unet import UNet
@@ -40,10 +42,15 @@ def export(
     single_file: bool = False,
     scale: float | None = None,
     shift: float | None = None,
+    first_stage: str | None = None,
 ) -> Exported:
-    """Writes the averaged weights of a first stage, or of a second stage's backbone, to ``dest``: a new folder of
-    diffusers or a new .safetensors file in LDM's layout, there with ``single_file`` under the names within Stable
-    Diffusion's.
+    """Writes the averaged weights of a first or second stage to ``dest``: a new folder of diffusers or a new
+    .safetensors file in LDM's layout, there with ``single_file`` under the names within Stable Diffusion's.
+
+    Of a second stage that reads CLIP's text encoder through ``OpenClipText`` on a path that the other programs have,
+    the whole model is written: with format diffusers as a pipeline, with ``single_file`` as Stable Diffusion's. Of
+    others, and without ``single_file``, the UNet alone. ``first_stage``: its place, if it is not where training found
+    it.
 
     ``checkpoint`` may also be another program's autoencoder, so that one format becomes the other; ``scale`` and
     ``shift`` are those of its latents, where its files do not say them.
@@ -60,7 +67,9 @@ def export(
         raise InputError("--scale and --shift are for other programs' files; this checkpoint carries its own")
     try:
         if not is_foreign and _kind(checkpoint) == "diffusion":
-            return _backbone(checkpoint, dest, form, single_file)
+            return _second_stage(checkpoint, dest, form, single_file, first_stage)
+        if first_stage is not None:
+            raise InputError("--first-stage is for a second stage; what is exported here is a first stage itself")
         return _first_stage(checkpoint, dest, form, single_file, scale, shift)
     except (OSError, SafetensorError) as error:
         why = getattr(error, "strerror", None) or error
@@ -84,7 +93,9 @@ def _first_stage(
     return Exported("first stage", notes)
 
 
-def _backbone(checkpoint: str | Path, dest: Path, form: Format, single_file: bool) -> Exported:
+def _second_stage(
+    checkpoint: str | Path, dest: Path, form: Format, single_file: bool, first_stage: str | None
+) -> Exported:
     backbone = own_backbone(checkpoint)
     if not isinstance(backbone, UNet):
         raise InputError(
@@ -92,7 +103,22 @@ def _backbone(checkpoint: str | Path, dest: Path, form: Format, single_file: boo
             "of a UNet alone"
         )
     if form == "ldm":
-        notes = unet_ldm.write(backbone, dest, prefix=unet_ldm.PREFIX if single_file else "")
+        check_file_name(dest)
+    if form == "ldm" and not single_file:
+        return _backbone(checkpoint, backbone, dest, form, prefix="")
+    if (reason := exporting.why_not(load_config(_place(checkpoint) / store.CONFIG))) is None:
+        parts = exporting.parts_of(load_diffusion(checkpoint, first_stage=first_stage))
+        if form == "ldm":
+            return Exported("whole model", exporting.write_single_file(parts, dest))
+        if (reason := exporting.why_no_pipeline(parts)) is None:
+            return Exported("pipeline", exporting.write_folder(parts, dest))
+    exported = _backbone(checkpoint, backbone, dest, form, prefix=unet_ldm.PREFIX)
+    return Exported(exported.what, [f"of this model only the UNet is written: {reason}", *exported.notes])
+
+
+def _backbone(checkpoint: str | Path, backbone: UNet, dest: Path, form: Format, *, prefix: str) -> Exported:
+    if form == "ldm":
+        notes = unet_ldm.write(backbone, dest, prefix=prefix)
     else:
         size, latent = _image_size(checkpoint), _manifest(checkpoint).latent
         notes = unet_diffusers.write(backbone, dest, sample_size=size // latent["factor"] if size and latent else None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from latentdiff.checkpoint.guides import CheckpointAutoguidance, CheckpointClassifierGuidance
 from latentdiff.checkpoint.models import load_diffusion
+from latentdiff.conditioning.compose import Composite
 from latentdiff.config import allowlist
 from latentdiff.config.errors import InputError
 from latentdiff.config.instantiate import build
@@ -71,9 +73,17 @@ def check_training_guidance(cfg: DictConfig) -> None:
             f"guidance: {cfg.guidance._target_.rpartition('.')[2]} reads a second checkpoint and is for sample.py and "
             "evaluate.py; choose another for training's sample grids, e.g. guidance=classifier_free"
         )
-    node = cfg.conditioner.module
-    parts = getattr(allowlist.resolve(node._target_), "parts", None)
-    check_guidance(build(cfg.guidance), SimpleNamespace(drop=node.get("drop"), parts=parts))
+    check_guidance(build(cfg.guidance), _dropping(cfg.conditioner.module))
+
+
+def _dropping(node: DictConfig) -> SimpleNamespace:
+    """``drop`` and ``parts`` that the conditioner of a node will have, without building it: it may load weights."""
+    if allowlist.resolve(node._target_) is Composite:
+        each = {name: _dropping(part).drop for name, part in node.parts.items()}
+        return SimpleNamespace(drop=max(each.values()), parts=[name for name, drop in each.items() if drop > 0])
+    kind = allowlist.resolve(node._target_)
+    default = inspect.signature(kind).parameters.get("drop")
+    return SimpleNamespace(drop=node.get("drop", 0.0 if default is None else default.default), parts=kind.parts)
 
 
 def overlaid(given: DictConfig, own: DictConfig, marker: str) -> DictConfig:

@@ -65,11 +65,13 @@ def check_latents(cfg: DictConfig, latent: dict[str, int]) -> None:
         with torch.device("meta"):
             backbone = build(cfg.backbone)
         name = "backbone" if kind_of(cfg) == "diffusion" else kind_of(cfg)
-        below, reads = getattr(backbone, "factor", 1), getattr(backbone, "in_channels", latent["channels"])
-        if reads != latent["channels"]:
+        spatial = (cfg.get("conditioner") or {}).get("spatial", 0)
+        below, given = getattr(backbone, "factor", 1), latent["channels"] + spatial
+        if (reads := getattr(backbone, "in_channels", given)) != given:
             raise InputError(
                 f"{name}.in_channels: the {name} reads {reads} channels, the first stage's latents have "
-                f"{latent['channels']}; leave it at ${{latent.channels}}, or name another first stage"
+                f"{latent['channels']} and the spatial condition {spatial}; leave it at its default, which is their "
+                "sum, or name another first stage"
             )
         factor, by = factor * below, f"{factor} (the autoencoder's factor) x {below} (the {name}'s)"
     size = cfg.data.size
@@ -124,7 +126,7 @@ def check_backbone(cfg: DictConfig, *, resumed: bool) -> None:
             f"width {width}; leave it at ${{conditioner.width}}, or choose another conditioner"
         )
     compile_blocks(backbone, cfg.task.get("compile", "none"))
-    _check_shapes(cfg, backbone, width)
+    _check_shapes(cfg, backbone)
     if cfg.init_backbone is None or resumed:
         return
     if not Path(cfg.init_backbone).exists():
@@ -140,13 +142,20 @@ def check_backbone(cfg: DictConfig, *, resumed: bool) -> None:
         raise InputError(f"init_backbone: {error}") from error
 
 
-def _check_shapes(cfg: DictConfig, backbone: torch.nn.Module, width: int | None) -> None:
+def _check_shapes(cfg: DictConfig, backbone: torch.nn.Module) -> None:
     """On the meta device, where nothing is computed: what the conditioner gives goes in, a latent comes out."""
     side = cfg.data.size // cfg.latent.factor
+    given = {name: cfg.conditioner.get(name) for name in ("width", "vector", "spatial", "rows")}
     with torch.device("meta"):
-        x, tokens = torch.empty(1, cfg.latent.channels, side, side), None if width is None else torch.empty(1, 2, width)
+        x = torch.empty(1, cfg.latent.channels, side, side)
+        cond = Conditioning(
+            tokens=torch.empty(1, 2, given["width"]) if given["width"] else None,
+            vector=torch.empty(1, given["vector"]) if given["vector"] else None,
+            spatial=torch.empty(1, given["spatial"], side, side) if given["spatial"] else None,
+            label=torch.empty(1, dtype=torch.int64) if given["rows"] else None,
+        )
         try:
-            shape = backbone(x, torch.empty(1), Conditioning(tokens=tokens)).shape
+            shape = backbone(x, torch.empty(1), cond).shape
         except InputError as error:
             raise InputError(f"backbone: {error}") from error
     if shape != x.shape:

@@ -71,17 +71,24 @@ class EvaluateConfig(RunConfig):
     batch_size: int = 64
     reference: Any = None
     bound: bool = False
+    controls: bool = True
 
 
 @dataclass
 class SampleConfig(RunConfig):
-    """sample.py: ``prompt`` is a text or a list of texts, ``seeds`` one image each per prompt; ``negative_prompt`` and
-    ``label`` are one for all prompts, or a list of one per prompt."""
+    """sample.py: what images are made from (``prompt`` to ``map``) is one value for all, or a list of one per image;
+    ``seeds`` are drawn of each."""
 
     checkpoint: str = MISSING
-    prompt: Any = MISSING
+    prompt: Any = None
     negative_prompt: Any = None
     label: Any = None
+    image: Any = None
+    mask: Any = None
+    map: Any = None
+    strength: Optional[float] = None  # noqa: UP045
+    repaint: Any = None
+    paste: bool = True
     trajectory: bool = False
     seeds: list[int] = field(default_factory=lambda: [0])
     batch_size: int = 16

@@ -8,11 +8,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from latentdiff.checkpoint import store
 from latentdiff.checkpoint.foreign import reading as foreign
+from latentdiff.checkpoint.foreign.pipeline.places import moved
 from latentdiff.checkpoint.foreign.statistics import Statistics
 from latentdiff.config.errors import InputError
 from latentdiff.config.instantiate import build, load_config
@@ -95,7 +96,7 @@ def load_diffusion(path: str | Path, *, first_stage: str | None = None) -> Diffu
     Raises InputError where either is missing or damaged, or where the first stage is another than in training.
     """
     path, manifest = _opened(path, "diffusion")
-    where = Path(first_stage or manifest.first_stage["path"])
+    where = Path(first_stage or moved(manifest.first_stage["path"], manifest, path))
     if not where.exists():
         raise InputError(
             f"the first stage of '{path}' is not at '{where}'; name its present place with first_stage.checkpoint=PATH"
@@ -142,7 +143,8 @@ def _opened(path: str | Path, kind: str) -> tuple[Path, store.Manifest]:
 
 def _denoiser(path: Path, manifest: store.Manifest) -> DenoiserModel:
     config = load_config(path / store.CONFIG)
-    model = nn.ModuleDict({"denoiser": build(config.task.denoiser), "conditioner": build(config.task.conditioner)})
+    conditioner = moved(OmegaConf.to_container(config.task.conditioner), manifest, path)
+    model = nn.ModuleDict({"denoiser": build(config.task.denoiser), "conditioner": build(conditioner)})
     _load(model, store.load_weights(path, "ema"), EMA_PREFIX, path)
     return DenoiserModel(
         denoiser=model["denoiser"], conditioner=model["conditioner"], config=config, manifest=manifest, path=path

@@ -7,8 +7,11 @@ import warnings
 
 import torch
 from safetensors import SafetensorError
-from torch import nn
+from torch import Tensor, nn
 
+from latentdiff.conditioning.dropping import check_drop, dropped_samples
+from latentdiff.conditioning.hub import check_within_reach
+from latentdiff.conditioning.open_clip_tokenizer import OpenClipTokenizer
 from latentdiff.conditioning.tokenizer import captions_of, drop_captions
 from latentdiff.config.errors import InputError
 from latentdiff.diffusion.noise import Draws
@@ -17,26 +20,41 @@ from latentdiff.types import Batch, Codec, Conditioning
 
 
 class OpenClipText(nn.Module):
-    """Captions -> hidden states (B, 77, width) of one transformer block, after CLIP's final layer norm.
+    """Captions -> hidden states (B, L, width) of one transformer block, after CLIP's final layer norm.
 
-    All 77 positions are attended to, padding included, as Stable Diffusion does (SD 1: the last block, SD 2: the
-    penultimate). The null condition is the empty caption.
+    All L = 77 positions are attended to, padding included, as Stable Diffusion does (SD 1: the last block, SD 2: the
+    penultimate). The null condition is the empty caption; an empty prompt is the null condition. Captions of more
+    tokens are cut, as open_clip does, and counted (``truncated``).
 
     Args:
         model: an open_clip model name, e.g. ``ViT-L-14-quickgelu``.
         weights: a pretrained tag of that model (downloaded), or the path of a ``.pt`` or ``.safetensors`` file.
         block: which block's output, counted from the end: 1 = last, 2 = penultimate.
+        pooled: give also a vector (B, V), the feature that CLIP was trained on: the end token's state after the last
+            block and final norm, through the text projection, not normalised (SDXL, arXiv:2307.01952, section 2.1).
         drop: probability that training sees the empty caption instead.
+        pad_with_end: fill captions up with the end token, as Stable Diffusion 1 did, not with open_clip's token 0.
         model_config: folder with open_clip model configurations to add, or None.
 
     Raises:
-        InputError: no such model, one of another kind than CLIP's, or weights that cannot be had or do not fit.
+        InputError: no such model, one whose text half is not open_clip's own transformer, or weights that cannot be had
+            or do not fit.
     """
 
     parts = ("text",)
     """What ``alone`` gives, each of which guidance can scale by itself."""
 
-    def __init__(self, *, model: str, weights: str, block: int = 2, drop: float = 0.1, model_config: str | None = None):
+    def __init__(
+        self,
+        *,
+        model: str,
+        weights: str,
+        block: int = 2,
+        pooled: bool = False,
+        drop: float = 0.1,
+        pad_with_end: bool = False,
+        model_config: str | None = None,
+    ):
         super().__init__()
         import open_clip
 
@@ -45,31 +63,65 @@ class OpenClipText(nn.Module):
         if model not in open_clip.list_models():
             raise InputError(f"conditioner.model: open_clip has no model '{model}'; open_clip.list_models() lists them")
         clip = _load(model, weights)
-        blocks = len(clip.transformer.resblocks)
+        tower = _text_half(clip, model)
+        blocks = len(tower.transformer.resblocks)
         if not 1 <= block <= blocks:
             raise InputError(f"conditioner.block: {model} has the blocks 1 (last) to {blocks}; got {block}")
         clip.visual = None
-        self.drop, self.block = drop, block
-        self.tokenize = open_clip.get_tokenizer(model)
-        self.width = clip.token_embedding.weight.shape[1]
+        self.drop, self.block, self.pooled = check_drop(drop), block, pooled
+        self.pad_with_end = pad_with_end
+        self.tokenizer = OpenClipTokenizer(model=model)
+        self.width = tower.token_embedding.weight.shape[1]
         self.clip = freeze(clip)
 
     def forward(self, batch: Batch, codec: Codec | None = None, draws: Draws | None = None) -> Conditioning:
-        return self._encode(drop_captions(captions_of(batch), self.drop, draws))
+        captions = captions_of(batch)
+        if draws is not None:
+            captions = drop_captions(captions, self.dropped(draws)["text"])
+        return self._encode(captions)
 
     def alone(self, batch: Batch, codec: Codec | None = None) -> dict[str, Conditioning]:
         return {"text": self(batch, codec)}
 
-    def null(self, n: int) -> Conditioning:
-        return Conditioning(tokens=self._encode([""]).tokens.expand(n, -1, -1))
+    def null(self, batch: Batch, codec: Codec | None = None) -> Conditioning:
+        one = self._encode([""])
+        return Conditioning(
+            tokens=one.tokens.expand(len(batch), -1, -1),
+            vector=one.vector.expand(len(batch), -1) if self.pooled else None,
+        )
+
+    def dropped(self, draws: Draws) -> dict[str, Tensor]:
+        return {"text": dropped_samples(draws, "text", self.drop)}
+
+    @property
+    def truncated(self) -> int:
+        """Captions that were cut on this process so far."""
+        return self.tokenizer.truncated
+
+    def cut_captions(self, captions: list[str]) -> list[tuple[str, int]]:
+        """The captions that would be cut, each with the number of its tokens."""
+        return self.tokenizer.cut_captions(captions)
 
     @torch.no_grad()
     def _encode(self, captions: list[str]) -> Conditioning:
-        ids = self.tokenize(captions).to(self.clip.token_embedding.weight.device)
-        states = self.clip.forward_intermediates(
-            text=ids, text_indices=self.block, normalize_intermediates=True, text_output_fmt="NLC"
+        ids = self.tokenizer(captions)
+        if self.pad_with_end:
+            ids = padded_with_end(ids)
+        found = self.clip.forward_intermediates(
+            text=ids.to(self.clip.logit_scale.device, non_blocking=True),
+            text_indices=self.block,
+            normalize=False,
+            normalize_intermediates=True,
+            intermediates_only=not self.pooled,
+            text_output_fmt="NLC",
         )
-        return Conditioning(tokens=states["text_intermediates"][0])
+        return Conditioning(tokens=found["text_intermediates"][0], vector=found.get("text_features"))
+
+
+def padded_with_end(ids: Tensor) -> Tensor:
+    """CLIP's token ids (B, L) with all that follows an end token, the highest in a row, turned into end tokens."""
+    end = ids.amax(dim=1, keepdim=True)
+    return torch.where((ids == end).cumsum(dim=1) > 0, end, ids)
 
 
 def _load(model: str, weights: str) -> nn.Module:
@@ -78,6 +130,8 @@ def _load(model: str, weights: str) -> nn.Module:
     if not weights:
         raise InputError("conditioner.weights: name a pretrained tag or a file; without them CLIP is random")
     try:
+        if repository := open_clip.get_pretrained_cfg(model, weights).get("hf_hub"):
+            check_within_reach("/".join(repository.split("/")[:2]))
         with warnings.catch_warnings():
             warnings.filterwarnings("error", message="QuickGELU mismatch")
             clip = open_clip.create_model(model, pretrained=weights)
@@ -93,6 +147,20 @@ def _load(model: str, weights: str) -> nn.Module:
             f"Give one of the tags {tags} on a machine that can download it, or the path of a file: fetch "
             "open_clip_pytorch_model.bin or .safetensors of that tag from its page on the Hugging Face hub"
         ) from error
-    if type(clip) is not open_clip.CLIP:
-        raise InputError(f"conditioner.model: {model} is a {type(clip).__name__}; only plain CLIP models are supported")
     return clip
+
+
+def _text_half(clip: nn.Module, model: str) -> nn.Module:
+    """The module that has the token embedding and the transformer's blocks."""
+    import open_clip
+    from open_clip.transformer import TextTransformer
+
+    if type(clip) is open_clip.CLIP:
+        return clip
+    if type(clip) is open_clip.CustomTextCLIP and type(clip.text) is TextTransformer:
+        return clip.text
+    half = f" with a {type(clip.text).__name__}" if hasattr(clip, "text") else ""
+    raise InputError(
+        f"conditioner.model: {model} is a {type(clip).__name__}{half}; expected open_clip's own text transformer. "
+        "Text encoders of transformers: conditioner=hf_bert, conditioner=hf_t5"
+    )

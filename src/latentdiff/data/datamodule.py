@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields, replace
 
 import numpy as np
 import pytorch_lightning as pl
@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, distributed
 
 from latentdiff.config.errors import InputError
+from latentdiff.data.conditions import Condition, check_fields, check_value
+from latentdiff.data.labels import Labels
 from latentdiff.data.plan import BatchPlan, SequentialPlan
 from latentdiff.data.sample import check_captions, check_labels
 from latentdiff.data.shard_set import ShardSet
@@ -33,6 +35,10 @@ class DataModule(pl.LightningDataModule):
     ``num_workers`` None means a worker process per four CPU cores, at most four: on two cores a worker would only
     keep the training threads waiting for each other.
 
+    Labels are read from the ``.cls``, or from the entry ``label_field`` of the ``.json``; one that is a name is looked
+    up in ``class_names``. They are held against the number of ``classes`` at setup and again when read. ``conditions``
+    make further fields of the batch (``conditions.FIELDS``), in validation the same in every run.
+
     The loaders split the data among the ranks themselves; Lightning's ``use_distributed_sampler`` does not touch them.
     """
 
@@ -50,6 +56,10 @@ class DataModule(pl.LightningDataModule):
         flip: bool = False,
         require_captions: bool = False,
         require_labels: bool = False,
+        classes: int | None = None,
+        label_field: str | None = None,
+        class_names: Sequence[str] | None = None,
+        conditions: Mapping[str, Condition] | None = None,
         max_pixels: int = 64_000_000,
         max_broken: float = 0.01,
     ) -> None:
@@ -65,6 +75,10 @@ class DataModule(pl.LightningDataModule):
         self.flip = flip
         self.require_captions = require_captions
         self.require_labels = require_labels
+        self.classes = classes
+        self.label_field = label_field
+        self.class_names = class_names
+        self.conditions = conditions
         self.max_pixels = max_pixels
         self.max_broken = max_broken
         self.start_batch = 0
@@ -76,15 +90,19 @@ class DataModule(pl.LightningDataModule):
         self.source.prepare()
 
     def setup(self, stage: str | None = None) -> None:
-        """Opens the sets. Raises InputError for faulty shards and for missing captions or labels that are required."""
+        """Opens the sets. Raises InputError for faulty shards, for missing captions or labels that are required, for
+        unknown classes, and for conditions that lack their files or do not fit the images."""
         if self._sets is not None:
             return
         sets = self.source.open()
+        check_fields(self.conditions or {})
         for shards in sets:
             if self.require_captions:
                 check_captions(shards)
-            if self.require_labels:
-                check_labels(shards)
+            check_labels(shards, self._labels())
+            for condition in (self.conditions or {}).values():
+                condition.check(shards)
+        self._try_conditions(sets[1])
         self._sets = sets
 
     @property
@@ -117,6 +135,8 @@ class DataModule(pl.LightningDataModule):
             rank=rank,
             ranks=ranks,
             require_captions=self.require_captions,
+            labels=self._labels(),
+            conditions=self.conditions,
             max_pixels=self.max_pixels,
             max_broken=self.max_broken,
         )
@@ -136,12 +156,12 @@ class DataModule(pl.LightningDataModule):
         return self._fixed(self.val_set, SequentialPlan(len(self.val_set), count, 1), 0, 1)[0]
 
     def statistics_batches(self, count: int) -> Iterator[Batch]:
-        """This rank's share of ``count`` training samples spread over the set, without augmentation."""
+        """This rank's share of ``count`` training samples spread over the set, without augmentation or conditions."""
         rank, ranks = self._rank_and_ranks()
         count = min(count, len(self.train_set))
         chosen = self.train_set.select(np.linspace(0, len(self.train_set) - 1, count).astype(np.int64))
         plan = SequentialPlan(count, max(min(count, self.val_batch), ranks), ranks)
-        dataset = self._fixed(chosen, plan, rank, ranks)
+        dataset = self._fixed(chosen, plan, rank, ranks, with_conditions=False)
         return (dataset[number] for number in range(plan.num_batches))
 
     def counts(self) -> ReadCounts:
@@ -149,12 +169,24 @@ class DataModule(pl.LightningDataModule):
         return ReadCounts(0, 0, len(self.train_set)) if self._train is None else self._train.counts
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
-        def moved(tensor: Tensor | None) -> Tensor | None:
-            return None if tensor is None else tensor.to(device, non_blocking=True)
+        tensors = {f.name: v for f in fields(batch) if isinstance(v := getattr(batch, f.name), Tensor)}
+        return replace(batch, **{name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()})
 
-        return replace(batch, image=moved(batch.image), label=moved(batch.label))
+    def _labels(self) -> Labels:
+        return Labels(
+            classes=self.classes, entry=self.label_field, names=self.class_names, required=self.require_labels
+        )
 
-    def _fixed(self, shards: ShardSet, plan: SequentialPlan, rank: int, ranks: int) -> ShardDataset:
+    def _try_conditions(self, shards: ShardSet) -> None:
+        """Makes the fields of the first sample, before any work."""
+        if self.conditions:
+            batch = self._fixed(shards, SequentialPlan(len(shards), 1), 0, 1)[0]
+            for name in self.conditions:
+                check_value(name, getattr(batch, name)[0], self.image_size)
+
+    def _fixed(
+        self, shards: ShardSet, plan: SequentialPlan, rank: int, ranks: int, with_conditions: bool = True
+    ) -> ShardDataset:
         """Samples as evaluation sees them: main caption, centre crop, with attributes."""
         return ShardDataset(
             shards,
@@ -166,6 +198,8 @@ class DataModule(pl.LightningDataModule):
             draw=False,
             with_attributes=True,
             require_captions=self.require_captions,
+            labels=self._labels(),
+            conditions=self.conditions if with_conditions else None,
             max_pixels=self.max_pixels,
             max_broken=self.max_broken,
         )

@@ -12,7 +12,9 @@ import numpy as np
 from PIL import Image
 
 from latentdiff.config.errors import InputError
-from latentdiff.data.decode import BrokenSampleError, decode_rgb
+from latentdiff.data.conditions import nearest
+from latentdiff.data.decode import BrokenSampleError, decode_map, decode_rgb
+from latentdiff.data.segmentation import MAP_EXTENSION
 from latentdiff.data.shard_set import IMAGE_EXTENSIONS
 from latentdiff.data.shards import write_shards
 
@@ -45,8 +47,9 @@ def make_shards(
     """Writes every jpg, jpeg, png and webp below ``folder``, sorted by path, to shards in ``dest``.
 
     Captions come from the ``.txt`` beside the image, else from 'caption' or 'captions' in the ``.json`` beside it; a
-    ``.cls`` and all of the ``.json`` are kept. Files are stored as they are; with ``image_size`` given, images whose
-    short side is larger are reduced to it and stored as JPEG of quality 95. ``dest`` appears at the end, complete.
+    ``.cls``, a ``.seg.png`` and all of the ``.json`` are kept. Files are stored as they are; with ``image_size`` given,
+    images whose short side is larger are reduced to it and stored as JPEG of quality 95, and their maps with them by
+    nearest neighbour. An image with a map of another size is left out. ``dest`` appears at the end, complete.
 
     Raises InputError where the folder is missing or without images, none is readable, or ``dest`` is not empty.
     """
@@ -75,10 +78,46 @@ def make_shards(
 
 
 def find_images(folder: Path) -> list[Path]:
-    """All images below the folder, sorted by their path in it; hidden files and folders are left out."""
+    """All images below the folder, sorted by their path in it; without hidden files and folders and without maps."""
     found = (path for path in folder.rglob("*") if path.suffix.lower().lstrip(".") in IMAGE_EXTENSIONS)
-    relative = ((path.relative_to(folder), path) for path in found if path.is_file())
+    images = (path for path in found if path.is_file() and not path.name.lower().endswith(f".{MAP_EXTENSION}"))
+    relative = ((path.relative_to(folder), path) for path in images)
     return [path for inner, path in sorted(relative) if not any(part.startswith(".") for part in inner.parts)]
+
+
+@dataclass
+class _Picture:
+    """An image and its segmentation map, as stored and decoded."""
+
+    extension: str
+    data: bytes
+    pixels: np.ndarray
+    map_data: bytes | None = None
+    map_values: np.ndarray | None = None
+
+    @classmethod
+    def read(cls, path: Path, max_pixels: int) -> _Picture:
+        """Raises BrokenSampleError where the image or its map cannot be used."""
+        data = path.read_bytes()
+        picture = cls(path.suffix.lower().lstrip("."), data, decode_rgb(data, max_pixels))
+        beside = path.with_suffix(f".{MAP_EXTENSION}")
+        if beside.is_file():
+            picture.map_data = beside.read_bytes()
+            try:
+                picture.map_values = decode_map(picture.map_data, *picture.pixels.shape[:2])
+            except InputError as error:
+                raise BrokenSampleError(f"the .{MAP_EXTENSION} beside it {error}") from error
+        return picture
+
+    def reduced(self, image_size: int | None) -> _Picture:
+        """The short side at most ``image_size``; the picture itself where it is already, or for None."""
+        if image_size is None or min(self.pixels.shape[:2]) <= image_size:
+            return self
+        data, pixels = _reduced(self.pixels, image_size)
+        if self.map_values is None:
+            return _Picture("jpg", data, pixels)
+        rows, columns = (nearest(*lengths) for lengths in zip(self.map_values.shape, pixels.shape))
+        return _Picture("jpg", data, pixels, _png(self.map_values[rows][:, columns]))
 
 
 def _samples(
@@ -87,8 +126,7 @@ def _samples(
     for path in images:
         name = str(path.relative_to(folder))
         try:
-            data = path.read_bytes()
-            pixels = decode_rgb(data, max_pixels)
+            picture = _Picture.read(path, max_pixels)
             values = _values(path)
         except (BrokenSampleError, OSError) as error:
             summary.unreadable.append(f"{name}: {error}")
@@ -96,24 +134,21 @@ def _samples(
         text = _text(path, values)
         if not text:
             summary.without_caption.append(name)
-        yield _sample(path, data, pixels, values, text, image_size, name)
+        yield _sample(path, picture.reduced(image_size), values, text, name)
 
 
-def _sample(
-    path: Path, data: bytes, pixels: np.ndarray, values: dict, text: str, image_size: int | None, name: str
-) -> dict:
-    extension = path.suffix.lower().lstrip(".")
-    if image_size is not None and min(pixels.shape[:2]) > image_size:
-        extension, data, pixels = "jpg", *_reduced(pixels, image_size)
-    sample: dict = {extension: data}
+def _sample(path: Path, picture: _Picture, values: dict, text: str, name: str) -> dict:
+    sample: dict = {picture.extension: picture.data}
     if text:
         sample["txt"] = text
         values = {"caption": text, **values}
-    height, width, _ = pixels.shape
+    height, width, _ = picture.pixels.shape
     sample["json"] = {**values, "width": width, "height": height, "source": name}
     label = path.with_suffix(_LABEL_SUFFIX)
     if label.is_file():
         sample["cls"] = label.read_text().strip()
+    if picture.map_data is not None:
+        sample[MAP_EXTENSION] = picture.map_data
     return sample
 
 
@@ -147,3 +182,9 @@ def _reduced(pixels: np.ndarray, image_size: int) -> tuple[bytes, np.ndarray]:
     file = io.BytesIO()
     image.save(file, format="JPEG", quality=_JPEG_QUALITY, subsampling=0)
     return file.getvalue(), np.asarray(image)
+
+
+def _png(values: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(values).save(file, format="PNG")
+    return file.getvalue()

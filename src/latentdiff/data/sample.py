@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
 from latentdiff.config.errors import InputError
 from latentdiff.data.decode import BrokenSampleError, decode_rgb
+from latentdiff.data.labels import Labels
 from latentdiff.data.shard_set import ShardSet
+
+_CHECKED_LABELS = 20_000
 
 
 @dataclass(frozen=True)
@@ -24,38 +29,62 @@ class Sample:
     """-1 where it has none."""
     attributes: dict
     """Its ``.json``."""
+    where: str
+    """Its key and shard file, for messages."""
+    read: Callable[[str], bytes | None]
+    """Extension -> the bytes of that file of the sample, None where it has none."""
 
 
-def read_sample(shards: ShardSet, index: int, max_pixels: int) -> Sample:
-    """Raises BrokenSampleError where a file of the sample cannot be used."""
+def read_sample(shards: ShardSet, index: int, max_pixels: int, labels: Labels) -> Sample:
+    """Raises BrokenSampleError where a file of the sample cannot be used, InputError where its label is unknown."""
     attributes = _json(shards.read(index, "json"))
+    where = shards.where(index)
     return Sample(
         pixels=decode_rgb(shards.read_image(index), max_pixels),
         captions=_captions(shards.read(index, "txt"), attributes),
-        label=_label(shards.read(index, "cls")),
+        label=labels.of(shards.read(index, "cls"), attributes, where),
         attributes=attributes,
+        where=where,
+        read=partial(shards.read, index),
     )
 
 
 def check_captions(shards: ShardSet) -> None:
     """InputError where samples have neither a ``.txt`` nor a ``.json`` that might hold a caption."""
-    _check_present(
-        shards, shards.has("txt") | shards.has("json"), "caption (.txt, or 'caption' in .json)", "require_captions"
+    check_present(
+        shards,
+        shards.has("txt") | shards.has("json"),
+        "caption (.txt, or 'caption' in .json)",
+        "set data.module.require_captions=false where the model is not conditioned on them",
     )
 
 
-def check_labels(shards: ShardSet) -> None:
-    """InputError where samples have no ``.cls``."""
-    _check_present(shards, shards.has("cls"), "label (.cls)", "require_labels")
+def check_labels(shards: ShardSet, labels: Labels) -> None:
+    """InputError where a required label is missing or one is of an unknown class.
+
+    Of the labels themselves all are read, or 20,000 spread evenly over a larger set. Broken ones are left to reading.
+    """
+    if labels.required:
+        present = shards.has("cls" if labels.entry is None else "json")
+        remedy = "set data.module.require_labels=false where the model is not conditioned on them"
+        check_present(shards, present, f"label ({labels.place})", remedy)
+    if labels.count is None and not labels.required:
+        return
+    for index in np.unique(np.linspace(0, len(shards) - 1, min(len(shards), _CHECKED_LABELS)).astype(np.int64)):
+        try:
+            attributes = _json(shards.read(int(index), "json")) if labels.entry is not None else {}
+            labels.of(shards.read(int(index), "cls"), attributes, shards.where(int(index)))
+        except BrokenSampleError:
+            continue
 
 
-def _check_present(shards: ShardSet, present: np.ndarray, what: str, option: str) -> None:
+def check_present(shards: ShardSet, present: np.ndarray, what: str, remedy: str) -> None:
+    """InputError where ``present``, bool (samples,), is false for any sample."""
     missing = np.flatnonzero(~present)
     if len(missing):
         first = ", ".join(shards.key(int(i)) for i in missing[:3])
         raise InputError(
-            f"{len(missing)} of {len(shards)} samples have no {what}, first {first}; add them, "
-            f"or set data.module.{option}=false where the model is not conditioned on them"
+            f"{len(missing)} of {len(shards)} samples have no {what}, first {first}; add them, or {remedy}"
         )
 
 
@@ -88,12 +117,3 @@ def _captions(text: bytes | None, attributes: dict) -> list[str]:
 
 def _clean(caption: str) -> str:
     return " ".join(caption.split())
-
-
-def _label(data: bytes | None) -> int:
-    if not data:
-        return -1
-    try:
-        return int(data)
-    except ValueError as error:
-        raise BrokenSampleError(f"its .cls is not a whole number but {data[:20]!r}") from error

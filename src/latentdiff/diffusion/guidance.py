@@ -237,8 +237,8 @@ def check_guidance(guidance: Guidance, conditioner: object) -> None:
     if guidance.needs_null and getattr(conditioner, "drop", None) == 0:
         name = type(guidance).__name__
         raise InputError(
-            f"guidance: {name} compares with the null condition, which a model trained with conditioner.module.drop=0 "
-            "never saw; choose guidance=none, or train with a drop above 0 (0.1 is usual)"
+            f"guidance: {name} compares with the null condition, which a model without conditions or trained with "
+            "conditioner.module.drop=0 never saw; choose guidance=none, or train with a drop above 0 (0.1 is usual)"
         )
     known = getattr(conditioner, "parts", None)
     if known is not None and (missing := [name for name in getattr(guidance, "parts", ()) if name not in known]):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from copy import copy
 
 import torch
 from torch import Tensor
@@ -43,6 +44,7 @@ class Draws:
         self.seed, self.number, self.total = seed, number, total
         self.rows = slice(start, start + count)
         self.device = torch.device(device)
+        self.prefix = ""
 
     @classmethod
     def of(cls, batch: Batch, *, seed: int, number: int, device: torch.device | str) -> Draws:
@@ -50,6 +52,12 @@ class Draws:
         return cls(
             seed=seed, number=number, start=batch.start, count=len(batch), total=batch.global_size, device=device
         )
+
+    def under(self, name: str) -> Draws:
+        """The draws of a part called ``name``: with names of their own, none is also drawn by another part."""
+        inner = copy(self)
+        inner.prefix = f"{self.prefix}{name}/"
+        return inner
 
     def normal(self, name: str, shape_per_sample: tuple[int, ...] = ()) -> Tensor:
         """Standard normal float32 (count, *shape_per_sample); the same ``name`` gives the same draw again."""
@@ -66,13 +74,13 @@ class Draws:
         micro-batches, has one value in each of its ``total`` equal intervals. The variance that t gives to the mean
         loss of a batch falls with 1 / total^2 instead of 1 / total (VDM, arXiv:2107.00630, appendix I.1).
         """
-        generator = keyed_generator(self.seed, self.number, name, device=self.device)
+        generator = keyed_generator(self.seed, self.number, self.prefix + name, device=self.device)
         offset = torch.rand((), generator=generator, device=self.device, dtype=torch.float32)
         places = torch.arange(self.total, device=self.device, dtype=torch.float32) / self.total
         return ((offset + places) % 1.0)[self.rows]
 
     def _draw(self, law: Callable[..., Tensor], name: str, shape_per_sample: tuple[int, ...]) -> Tensor:
-        generator = keyed_generator(self.seed, self.number, name, device=self.device)
+        generator = keyed_generator(self.seed, self.number, self.prefix + name, device=self.device)
         shape = (self.total, *shape_per_sample)
         return law(shape, generator=generator, device=self.device, dtype=torch.float32)[self.rows]
 

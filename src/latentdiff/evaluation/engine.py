@@ -17,7 +17,7 @@ from latentdiff.config.errors import InputError
 from latentdiff.types import Batch, Metric
 
 Generate = Callable[[Batch, list[int]], Tensor]
-"""(batch, seeds) -> uint8 (B, 3, H, W): a ``LatentPipeline`` or a ``Reconstruction``."""
+"""(batch, seeds) -> uint8 (B, 3, H, W): a ``LatentPipeline``, a ``Reconstruction`` or one of ``baselines``."""
 
 Samples = Callable[[range], Batch]
 """Indices, consecutive -> those samples of the evaluation set."""
@@ -30,6 +30,13 @@ class ComparesWithReal(Protocol):
     def update_reference(self, images: Tensor, batch: Batch) -> None: ...
 
 
+@runtime_checkable
+class ComparesWithReconstructions(Protocol):
+    """A metric that holds what was generated beside what stage one alone makes of the samples' own images."""
+
+    def update_reconstructions(self, images: Tensor, batch: Batch) -> None: ...
+
+
 def evaluate(
     generate: Generate,
     samples: Samples,
@@ -40,6 +47,8 @@ def evaluate(
     seed: int = 0,
     reference: Samples | None = None,
     num_reference: int = 0,
+    measure_real: bool = True,
+    reconstruct: Generate | None = None,
     rank: int = 0,
     world_size: int = 1,
     on_images: Callable[[Tensor, Batch], None] | None = None,
@@ -52,8 +61,9 @@ def evaluate(
         batch_size: size of the chunks; part of the protocol, since a GPU rounds differently for another one.
         reference: the real images for metrics that compare with such, None: those of ``samples``.
         num_reference: real images, 0: as many as are generated.
-        on_images: called with each chunk on the rank that made it, to keep or show images.
-        progress: called with the number of images after each chunk.
+        measure_real: False: the metrics share real images that were measured before (``FrechetDistance.anew``).
+        reconstruct: stage one alone, for metrics that compare with it; None: they go without.
+        on_images, progress: called after each chunk on the rank that made it, ``progress`` with the number of images.
 
     Raises:
         InputError: fewer than one image, or the samples do not hold what was asked for.
@@ -63,16 +73,16 @@ def evaluate(
     device = torch.device("cpu")
     for chunk in index_chunks(num_images, batch_size, rank, world_size):
         batch = _placed(samples(chunk), chunk, num_images)
-        images = generate(batch, [image_seed(seed, i) for i in chunk])
+        seeds = [image_seed(seed, i) for i in chunk]
+        images = generate(batch, seeds)
         device = images.device
-        for metric in metrics.values():
-            metric.update(images, batch)
+        _measure(metrics.values(), images, batch, seeds, reconstruct)
         if on_images is not None:
             on_images(images, batch)
         if progress is not None:
             progress(len(chunk))
     comparing = [metric for metric in metrics.values() if isinstance(metric, ComparesWithReal)]
-    if comparing:
+    if comparing and measure_real:
         count = num_reference or num_images
         chunks = index_chunks(count, batch_size, rank, world_size)
         _measure_reference(comparing, reference or samples, chunks, count, device)
@@ -122,6 +132,17 @@ class LoadedSamples:
         self._iterator: Iterator[Batch] = iter(self._batches)
         self._rows: list[Batch] = []
         self._start = 0
+
+
+def _measure(
+    metrics: Iterable[Metric], images: Tensor, batch: Batch, seeds: list[int], reconstruct: Generate | None
+) -> None:
+    rebuilt: Tensor | None = None
+    for metric in metrics:
+        metric.update(images, batch)
+        if reconstruct is not None and isinstance(metric, ComparesWithReconstructions):
+            rebuilt = reconstruct(batch, seeds) if rebuilt is None else rebuilt
+            metric.update_reconstructions(rebuilt, batch)
 
 
 def _measure_reference(

@@ -12,9 +12,18 @@ from rich.table import Table
 from latentdiff.checkpoint.durable import new_file
 
 
-def write_results(path: str | Path, results: Mapping[str, object], card: Mapping[str, object]) -> None:
-    """``{"results": ..., "card": ...}`` as strict JSON, whole or not at all. Infinities and NaN become strings."""
-    text = json.dumps(_strict({"results": results, "card": card}), indent=2, allow_nan=False) + "\n"
+def write_results(
+    path: str | Path,
+    results: Mapping[str, object],
+    card: Mapping[str, object],
+    controls: Mapping[str, object] | None = None,
+) -> None:
+    """``{"results": ..., "card": ...}`` as strict JSON, whole or not at all, with ``"controls"`` where there are some.
+
+    Infinities and NaN become strings.
+    """
+    found = {"results": results, **({"controls": controls} if controls else {}), "card": card}
+    text = json.dumps(_strict(found), indent=2, allow_nan=False) + "\n"
     with new_file(path) as staged:
         staged.write_text(text, encoding="utf-8")
 

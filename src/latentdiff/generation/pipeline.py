@@ -1,4 +1,4 @@
-"""Conditions and seeds in, images out: conditioning, sampler, decoder."""
+"""Conditions and seeds in, images out: conditioning, sampler, decoder; also from a given image, or around a hole."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ from latentdiff.config.errors import InputError
 from latentdiff.diffusion.denoiser import Denoiser
 from latentdiff.diffusion.guidance import Autoguidance, ClassifierGuidance
 from latentdiff.diffusion.noise import seeded_noise
+from latentdiff.generation.fill import filled
+from latentdiff.generation.img2img import last_steps
+from latentdiff.generation.repaint import Known, Repaint, latent_hole
 from latentdiff.types import Batch, Codec, Conditioner, Conditions, Guidance, OnStep, Path, Sampler
 
 
@@ -65,24 +68,36 @@ class LatentPipeline:
 
     def __call__(self, batch: Batch, seeds: list[int], *, negative: Batch | None = None) -> Tensor:
         """uint8 (B, 3, H, W) on the denoiser's device."""
-        return self.decode(self.latents(batch, seeds, negative=negative))
+        return self.decode(self.latents(batch, seeds, negative=negative), batch)
 
     @torch.no_grad()  # and not inference mode: classifier guidance takes gradients inside
     def latents(
-        self, batch: Batch, seeds: list[int], on_step: OnStep | None = None, *, negative: Batch | None = None
+        self,
+        batch: Batch,
+        seeds: list[int],
+        on_step: OnStep | None = None,
+        *,
+        negative: Batch | None = None,
+        strength: float | None = None,
+        repaint: Repaint | None = None,
     ) -> Tensor:
         """Whitened latents (B, C, h, w), float32, where the sampler ends.
 
-        ``on_step`` is the sampler's. ``negative``: what guidance leads away from, sample by sample, in place of the
-        empty condition. Classifier guidance steers to ``batch.label``; raises InputError where a sample has none.
+        ``on_step`` is the sampler's, called ``count_steps`` times. Classifier guidance steers to ``batch.label``.
+
+        Args:
+            negative: what guidance leads away from, sample by sample, in place of the empty condition.
+            strength: image-to-image: begins at ``batch.image`` with noise, see ``img2img.last_steps``. None: at noise.
+            repaint: makes ``batch.mask``'s hole of ``batch.image`` alone, and keeps the latents around it; for models
+                that read no mask themselves.
+
+        Raises:
+            InputError: a sample has no label for the classifier, image or mask is wanted and missing or of another
+                size, or strength and jumps do not fit the number of steps.
         """
-        if len(seeds) != len(batch):
-            raise ValueError(f"one seed per sample is needed; got {len(seeds)} seeds for a batch of {len(batch)}")
-        if self.denoiser.training:
-            raise ValueError("the denoiser is in training mode, its dropout would be active; call .eval() on it")
-        if isinstance(self.guidance, ClassifierGuidance) and self.guidance.scale != 0:
-            self.guidance.classifier.check_labels(batch.label, batch.keys)
+        self._check(batch, seeds)
         device, path = self.device, self.denoiser.path
+        times = self._times(strength)
         batch = to_device(batch, device)
         negative = None if negative is None else to_device(negative, device)
         with self._autocast():
@@ -92,19 +107,38 @@ class LatentPipeline:
             with self._autocast():
                 return self.guidance(self.denoiser, x_t, t, conditions)
 
-        def noise_at(step: int) -> Tensor:
-            return _sent(seeded_noise(seeds, f"step {step}", self.latent_shape), device)
+        def noise(name: str) -> Tensor:
+            return _sent(seeded_noise(seeds, name, self.latent_shape), device)
 
-        # Marginal of x at times[0] for whitened data of variance 1; the standard normal on variance-preserving paths.
-        alpha, sigma = path.alpha_sigma(self.times[0])
-        start = torch.sqrt(alpha**2 + sigma**2) * seeded_noise(seeds, "start", self.latent_shape)
-        return self.sampler(denoise, path, _sent(start, device), self.times, noise_at, on_step)
+        if strength is None:  # the marginal for whitened data of variance 1; standard normal where that is preserved
+            alpha, sigma = path.alpha_sigma(times[0])
+            x = torch.sqrt(alpha**2 + sigma**2) * noise("start")
+        else:
+            x = path.mix(self._encode(batch), noise("start"), times[0].to(device).expand(len(batch)))
+        if repaint is None:
+            return self.sampler(denoise, path, x, times, lambda step: noise(f"step {step}"), on_step)
+        return repaint(self.sampler, denoise, path, x, times, self._known(batch), noise, on_step)
+
+    def count_steps(self, strength: float | None = None, repaint: Repaint | None = None) -> int:
+        """How many steps ``latents`` makes. Raises InputError where strength or jumps do not fit."""
+        steps = len(self._times(strength)) - 1
+        return steps if repaint is None else repaint.count(steps)
 
     @torch.inference_mode()
-    def decode(self, latents: Tensor) -> Tensor:
-        """Whitened latents (B, C, h, w) -> images, uint8 (B, 3, H, W), through the decoder in float32."""
+    def decode(self, latents: Tensor, around: Batch | None = None) -> Tensor:
+        """Whitened latents (B, C, h, w) -> images, uint8 (B, 3, H, W), through the decoder in float32.
+
+        Where the batch ``around`` has masks, its known pixels are put over the images, and these go through the codec
+        once more: what is known is then as good as the codec can say it, also in cells that lie partly in the hole and
+        where the decoded hole reaches beyond its own cells.
+        """
         with torch.autocast(self.device.type, enabled=False):
-            return to_uint8(self.codec.decode(latents.float()))
+            images = to_uint8(self.codec.decode(latents.float()))
+        if around is None or around.mask is None:
+            return images
+        around = to_device(around, self.device)
+        images = torch.where(around.mask > 0, images, around.image)
+        return self.decode(self._encode(replace(around, image=images)))
 
     def describe(self) -> dict[str, object]:
         """For the protocol card."""
@@ -121,15 +155,51 @@ class LatentPipeline:
         }
 
     def _conditions(self, batch: Batch, negative: Batch | None) -> Conditions:
-        n = len(batch)
         guide = self.guidance.conditioner if isinstance(self.guidance, Autoguidance) else None
         return Conditions(
             cond=self.conditioner(batch, self.codec),
-            null=self.conditioner.null(n) if negative is None else self.conditioner(negative, self.codec),
+            null=self.conditioner.null(batch, self.codec)
+            if negative is None
+            else self.conditioner(negative, self.codec),
             alone=self.conditioner.alone(batch, self.codec) if getattr(self.guidance, "parts", ()) else {},
             label=batch.label,
             guide=None if guide is None else guide(batch, self.codec),
         )
+
+    def _check(self, batch: Batch, seeds: list[int]) -> None:
+        if len(seeds) != len(batch):
+            raise ValueError(f"one seed per sample is needed; got {len(seeds)} seeds for a batch of {len(batch)}")
+        if self.denoiser.training:
+            raise ValueError("the denoiser is in training mode, its dropout would be active; call .eval() on it")
+        if isinstance(self.guidance, ClassifierGuidance) and self.guidance.scale != 0:
+            self.guidance.classifier.check_labels(batch.label, batch.keys)
+
+    def _times(self, strength: float | None) -> Tensor:
+        return self.times if strength is None else last_steps(self.times, strength)
+
+    def _known(self, batch: Batch) -> Known:
+        """The latents around the hole, of images whose hole is filled from what is around it: nothing of what stood in
+        it gets into them."""
+        mask = self._of_image_size("mask", batch.mask)
+        hole = latent_hole(mask, self.codec.factor)
+        return Known(self._encode(batch, mask.float()), hole)
+
+    def _encode(self, batch: Batch, hole: Tensor | None = None) -> Tensor:
+        """Whitened posterior mean of the images, in float32; with ``hole`` (B, 1, H, W) filled there before."""
+        image = self._of_image_size("image", batch.image).float() / 127.5 - 1.0
+        with torch.autocast(self.device.type, enabled=False):
+            mean, std = self.codec.moments(image if hole is None else filled(image, hole))
+            return self.codec.draw((mean, std), torch.zeros_like(mean))
+
+    def _of_image_size(self, name: str, given: Tensor | None) -> Tensor:
+        expected = tuple(side * self.codec.factor for side in self.latent_shape[1:])
+        got = None if given is None else tuple(given.shape[-2:])
+        if got != expected:
+            raise InputError(
+                f"{name}: expected one of {expected[0]}x{expected[1]} pixels per sample, "
+                + ("the batch has none" if got is None else f"got {got[0]}x{got[1]}")
+            )
+        return given
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, dtype=self.precision, enabled=self.precision is not None)

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-from latentdiff.config.errors import InputError
+from latentdiff.metrics.embedded_world import check_scenes, without_masks
 from latentdiff.metrics.gather import Indexed
 from latentdiff.shapes import checker
 from latentdiff.types import Batch
-
-_NO_MASK = np.empty((0, 0), bool)
 
 
 class CaptionAccuracy:
@@ -27,17 +24,24 @@ class CaptionAccuracy:
     def __init__(self) -> None:
         self._readings, self._attributes = Indexed(), Indexed()
 
+    def check(self, batch: Batch) -> None:
+        """Raises InputError where the samples lack what is read of them."""
+        check_scenes(batch, "caption accuracy")
+
     def update(self, images: Tensor, batch: Batch) -> None:
         """Images, uint8 (B, 3, H, W), made for ``batch.attributes`` (see ``shapes.scene.attributes``)."""
-        if batch.attributes is None:
-            raise InputError("caption accuracy needs the scenes' attributes, the batch has none; use data=shapes")
-        self._readings.add([_without_masks(reading) for reading in checker.read(images)], batch)
+        self.check(batch)
+        self._readings.add([without_masks(reading) for reading in checker.read(images)], batch)
         self._attributes.add(batch.attributes, batch)
 
     def compute(self) -> dict[str, dict]:
         """{"one_object": {attribute: share}, "two_objects": {...}, "shuffled": {the same two groups}}."""
         readings, attributes = self._readings.gathered(), self._attributes.gathered()
         return {**_accuracy(readings, attributes), "shuffled": _accuracy(readings, shuffled(attributes))}
+
+    def anew(self) -> CaptionAccuracy:
+        """A fresh one."""
+        return CaptionAccuracy()
 
 
 def shuffled(attributes: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
@@ -55,7 +59,3 @@ def shuffled(attributes: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]
 
 def _accuracy(readings: Sequence[checker.Reading], attributes: Sequence[Mapping[str, Any]]) -> dict[str, dict]:
     return checker.summarise(checker.score(readings, attributes))
-
-
-def _without_masks(reading: checker.Reading) -> checker.Reading:
-    return replace(reading, objects=tuple(replace(o, mask=_NO_MASK) for o in reading.objects))

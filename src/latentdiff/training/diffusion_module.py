@@ -15,6 +15,7 @@ from latentdiff.diffusion.loss import DiffusionLoss
 from latentdiff.diffusion.noise import Draws, offset, seeded_noise, stable_hash
 from latentdiff.models.autoencoder.codec import LatentCodec
 from latentdiff.training.compilation import Compile, compile_blocks
+from latentdiff.training.condition_log import ConditionLog
 from latentdiff.training.counters import Counters, continue_run
 from latentdiff.training.ema import Ema
 from latentdiff.training.loss_by_time import QUARTERS, FixedLevelLoss, LossByTime, quarters
@@ -29,7 +30,8 @@ class DiffusionModule(pl.LightningModule):
     """Trains ``denoiser`` and the trainable part of ``conditioner`` on the latents of ``codec``.
 
     A loss that is not finite stops the run before the update (NonFiniteError, on all ranks). Logged are, in training,
-    the loss and its running means by quarters of t (``LossByTime``); in validation, with the averaged weights, the same
+    the loss, its running means by quarters of t (``LossByTime``), and how often each part of the condition was dropped
+    and captions were too long (``ConditionLog``); in validation, with the averaged weights, the same
     loss (``val/loss``, for one run) and ``FixedLevelLoss`` (``val/loss_v``, for comparing runs).
 
     Args:
@@ -76,6 +78,7 @@ class DiffusionModule(pl.LightningModule):
         self.power_ema = None if power_ema is None else power_ema(self.model)
         self.loss, self.offset_noise = loss, check_offset_noise(offset_noise)
         self.loss_by_time, self.fixed_levels = LossByTime(), FixedLevelLoss()
+        self.condition_log = ConditionLog(parts=conditioner.parts)
         self.optimizer, self.schedule = optimizer, schedule
         self.gradient_clip, self.seed = gradient_clip, seed
         self.micro_batch = check_micro_batch(micro_batch)
@@ -92,18 +95,19 @@ class DiffusionModule(pl.LightningModule):
         return self.optimizer([(name, p) for name, p in self.model.named_parameters() if p.requires_grad])
 
     def training_step(self, batch: Batch, batch_index: int) -> None:
-        number, tally = self.counters.batches_seen, Tally()
+        number, tally, cut_before = self.counters.batches_seen, Tally(), self._captions_cut
         optimizer = self.optimizers()
         rate = set_learning_rate(optimizer.optimizer, self.schedule(number))
         optimizer.zero_grad()
         parts = batch.cut(self.micro_batch)
         for part in parts:
-            loss, t = self._losses(part, number)
-            tally.add({"loss": loss})
+            loss, t, dropped = self._losses(part, number)
+            tally.add({"loss": loss, **{f"dropped/{name}": gone.float() for name, gone in dropped.items()}})
             tally.spread("by_time", loss, quarters(t), QUARTERS)
             with gradient_sync(self, part is parts[-1]):
                 self.manual_backward(loss.sum() / len(batch))
         tally.note("grad_norm", nn.utils.clip_grad_norm_(self.model.parameters(), self.gradient_clip))
+        tally.note("cut", torch.tensor(float(self._captions_cut - cut_before), device=self.device))
         logs = tally.settle(keys=batch.keys, number=number)
         optimizer.step()
         self.ema.update(self.model)
@@ -113,16 +117,24 @@ class DiffusionModule(pl.LightningModule):
         self.log("train/loss", logs["loss"], prog_bar=True, logger=False, batch_size=len(batch))
         sums, counts = ([logs[f"by_time/{part}{i}"] for i in range(QUARTERS)] for part in ("sum", "count"))
         means = {f"train/loss_{name}": mean for name, mean in self.loss_by_time.update(sums, counts).items()}
+        shares = [logs[f"dropped/{name}"] for name in self.condition_log.parts]
+        seen = self.condition_log.update(shares, logs["cut"] * self.trainer.world_size, batch.global_size)
         values = {"train/lr": rate, "train/grad_norm": logs["grad_norm"], **means}
+        values |= {f"train/{name}": value for name, value in seen.items()}
         self.log_dict(values, logger=False, batch_size=len(batch))
+
+    @property
+    def _captions_cut(self) -> int:
+        """By the text conditioners of this process, so far."""
+        return getattr(self.model["conditioner"], "truncated", 0)
 
     def start_from(self, load: Callable[[nn.Module], None]) -> None:
         """Lets ``load`` fill the backbone with weights, which are then the first average too."""
         load(self.model["denoiser"].backbone)
         self.ema.restart(self.model)
 
-    def _losses(self, batch: Batch, number: int) -> tuple[Tensor, Tensor]:
-        """Loss and t, each (B,)."""
+    def _losses(self, batch: Batch, number: int) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Loss, t and, for each part of the condition, which samples have lost it; each (B,)."""
         torch.manual_seed(stable_hash(self.seed, number, "dropout", batch.start))
         draws = Draws.of(batch, seed=self.seed, number=number, device=self.device)
         x0 = latents(self.codec, batch, draws)
@@ -131,7 +143,7 @@ class DiffusionModule(pl.LightningModule):
         noise = draws.normal("noise", tuple(x0.shape[1:]))
         if self.offset_noise:
             noise = offset(noise, draws.normal("offset", (x0.shape[1], 1, 1)), self.offset_noise)
-        return self.loss(self.model["denoiser"], x0, noise, t, cond), t
+        return self.loss(self.model["denoiser"], x0, noise, t, cond), t, self.model["conditioner"].dropped(draws)
 
     def on_train_start(self) -> None:
         continue_run(self.trainer, self.counters)

@@ -58,6 +58,22 @@ def test_samples_are_the_pipelines_for_the_averaged_weights(diffusion_module, ba
     assert torch.equal(images, pipeline(val, seeds=[5, 6, 7, 8]))
 
 
+def test_samples_stand_beside_what_they_are_made_from(diffusion_module, batch, fit, tmp_path):
+    val = batch(9)
+    val.mask = torch.zeros(4, 1, 8, 8, dtype=torch.uint8)
+    val.mask[..., 4:] = 1
+    val.low_res = val.image[..., ::4, ::4].contiguous()
+    parts = {"sampler": Euler(), "grid": Uniform(), "steps": 2, "guidance": ClassifierFree(scale=1.0)}
+    grid = SampleGrid(run_dir=str(tmp_path), every=1, captions=False, **parts)
+    fit(diffusion_module(), [batch(0)], grid, val=[val])
+    path = tmp_path / "samples" / "batch-00000001.png"
+    for row in range(4):  # one group of three in a row
+        assert torch.equal(cell(path, row, 0)[..., :4], val.image[row][..., :4])
+        assert cell(path, row, 0)[..., 4:].unique().tolist() == [96, 160]
+        assert torch.equal(cell(path, row, 1)[:, ::4, ::4], val.low_res[row])
+    assert Image.open(path).size == (3 * 20 + 4, 4 * 20 + 4)
+
+
 def test_loggers_that_take_images_get_the_file_by_batches_seen(autoencoder_module, batch, fit, tmp_path):
     class Takes(DummyLogger):
         def log_image(self, name, images, step):

@@ -5,9 +5,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from safetensors.torch import save_file
-
-from latentdiff.checkpoint import durable
 from latentdiff.checkpoint.foreign.architecture import (
     LDM_GROUPS,
     Architecture,
@@ -17,7 +14,7 @@ from latentdiff.checkpoint.foreign.architecture import (
     published_weights,
 )
 from latentdiff.checkpoint.foreign.statistics import Statistics, checked
-from latentdiff.checkpoint.foreign.weights import SAFE, WeightsFile
+from latentdiff.checkpoint.foreign.weights import Contents, WeightsFile, check_file_name
 from latentdiff.config.errors import InputError
 from latentdiff.models.autoencoder.autoencoder import Autoencoder
 
@@ -58,19 +55,21 @@ def write(autoencoder: Autoencoder, statistics: Statistics, dest: Path, *, prefi
     The latent statistics go into the metadata. Raises InputError where LDM's norms cannot be those of the autoencoder;
     what else LDM has no option for is said.
     """
-    if dest.suffix != SAFE:
-        raise InputError(f"'{dest}': LDM's layout is written as a {SAFE} file; give it a name that ends so")
+    check_file_name(dest)
+    return contents(autoencoder, statistics, prefix=prefix).write(dest)
+
+
+def contents(autoencoder: Autoencoder, statistics: Statistics, *, prefix: str = "") -> Contents:
+    """What ``write`` writes."""
     architecture = of_module(autoencoder)
     if architecture.norm_groups != LDM_GROUPS:
         raise InputError(
             f"the norms of this autoencoder have {architecture.norm_groups} groups, LDM's have {LDM_GROUPS} and no "
             "option for it; export to format=diffusers, which has one"
         )
-    tensors = {prefix + name: value.contiguous() for name, value in published_weights(autoencoder).items()}
+    tensors = {prefix + name: value for name, value in published_weights(autoencoder).items()}
     metadata = {"format": "pt", MEAN: json.dumps(statistics.mean), STD: json.dumps(statistics.std)}
-    with durable.new_file(dest) as staged:
-        save_file(tensors, staged, metadata=metadata)
-    return [*_notes(statistics), *_deviations(architecture)]
+    return Contents(tensors, metadata, [*_notes(statistics), *_deviations(architecture)])
 
 
 def _statistics(file: WeightsFile, channels: int) -> Statistics | None:

@@ -13,8 +13,10 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
+from latentdiff.checkpoint import durable
 from latentdiff.config.errors import InputError
 
 SAFE = ".safetensors"
@@ -55,6 +57,28 @@ class WeightsFile:
     load: Callable[[Collection[str]], dict[str, Tensor]]
     metadata: dict[str, str]
     """What a .safetensors file says beside its tensors."""
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a .safetensors file is to hold, and what its reader should know."""
+
+    tensors: dict[str, Tensor]
+    metadata: dict[str, str]
+    notes: list[str]
+
+    def write(self, dest: Path) -> list[str]:
+        """Writes the new file ``dest``; returns the notes."""
+        check_file_name(dest)
+        with durable.new_file(dest) as staged:
+            save_file({name: value.contiguous() for name, value in self.tensors.items()}, staged, self.metadata)
+        return self.notes
+
+
+def check_file_name(dest: Path) -> None:
+    """Raises InputError where ``dest`` does not end as the files do that are written."""
+    if dest.suffix != SAFE:
+        raise InputError(f"'{dest}': LDM's layout is written as a {SAFE} file; give it a name that ends so")
 
 
 def open_weights(path: Path) -> WeightsFile:

@@ -1,4 +1,4 @@
-"""Pictures while training: reconstructions of stage one, captioned samples of stage two."""
+"""Pictures while training: reconstructions of stage one, samples of stage two beside what they were made from."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pytorch_lightning.callbacks import Callback
 from torch import Tensor
 
 from latentdiff.evaluation.grid import COMPARISON, comparison, save_grid
+from latentdiff.evaluation.inputs import beside_inputs, condition_texts
 from latentdiff.generation.pipeline import LatentPipeline, to_uint8
 from latentdiff.types import Batch, Guidance, Sampler
 
@@ -50,7 +51,9 @@ class ReconstructionGrid(Callback):
 
 
 class SampleGrid(Callback):
-    """Images for the first validation captions, always the same captions and seeds, in ``samples/``.
+    """Images for the first validation samples, always the same samples and seeds, in ``samples/``.
+
+    Right of its masked image, its map or its small image, and above its caption or class, where the data make these.
 
     Args:
         run_dir: holds the folder.
@@ -58,6 +61,7 @@ class SampleGrid(Callback):
         every: batches between grids; one is also made at the end.
         count: images in the grid.
         seed: image i has seed ``seed + i``.
+        captions, labels: which of the two the model reads, and the grid shows.
     """
 
     def __init__(
@@ -71,10 +75,13 @@ class SampleGrid(Callback):
         every: int = 5000,
         count: int = 16,
         seed: int = 0,
+        captions: bool = True,
+        labels: bool = False,
     ):
         self.folder = Path(run_dir) / "samples"
         self.sampler, self.grid, self.steps, self.guidance = sampler, grid, steps, guidance
         self.every, self.count, self.seed = every, count, seed
+        self.captions, self.labels = captions, labels
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_index) -> None:
         if module.counters.batches_seen % self.every == 0:
@@ -100,7 +107,9 @@ class SampleGrid(Callback):
         )
         images = pipeline(batch, seeds=[self.seed + i for i in range(len(batch))])
         path = self.folder / f"batch-{module.counters.batches_seen:08d}.png"
-        save_grid(path, images.cpu(), captions=batch.caption, columns=4, scale=2)
+        texts = condition_texts(batch, captions=self.captions, labels=self.labels)
+        cells, under, group = beside_inputs(images, batch, texts)
+        save_grid(path, cells, captions=under, columns=group * max(1, 4 // group), scale=2)
         log_image(trainer, "samples", path, module.counters.batches_seen)
 
 

@@ -6,13 +6,11 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from safetensors.torch import save_file
 from torch import Tensor
 
-from latentdiff.checkpoint import durable
 from latentdiff.checkpoint.foreign.architecture import LDM_GROUPS
 from latentdiff.checkpoint.foreign.unet.architecture import WHAT, ForeignUNet, UNetArchitecture, infer, of_module
-from latentdiff.checkpoint.foreign.weights import SAFE, WeightsFile, check_names
+from latentdiff.checkpoint.foreign.weights import Contents, WeightsFile, check_file_name, check_names
 from latentdiff.config.errors import InputError
 from latentdiff.models.backbones.unet import UNet
 
@@ -55,18 +53,22 @@ def write(unet: UNet, dest: Path, *, prefix: str = "") -> list[str]:
 
     Raises InputError where LDM has no such UNet.
     """
-    if dest.suffix != SAFE:
-        raise InputError(f"'{dest}': LDM's layout is written as a {SAFE} file; give it a name that ends so")
+    check_file_name(dest)
+    return contents(unet, prefix=prefix).write(dest)
+
+
+def contents(unet: UNet, *, prefix: str = "") -> Contents:
+    """What ``write`` writes."""
     architecture = of_module(unet)
     if architecture.norm_groups != LDM_GROUPS:
         raise InputError(
             f"the norms of this UNet have {architecture.norm_groups} groups, LDM's have {LDM_GROUPS} and no option for "
             "it; export to format=diffusers, which has one"
         )
-    tensors = {prefix + name: value.contiguous() for name, value in unet.state_dict().items()}
-    with durable.new_file(dest) as staged:
-        save_file(tensors, staged, metadata={"format": "pt", HEADS: json.dumps(architecture.heads)})
-    return [f"LDM takes the architecture from its own configuration: {_configuration(architecture)}"]
+    tensors = {prefix + name: value for name, value in unet.state_dict().items()}
+    metadata = {"format": "pt", HEADS: json.dumps(architecture.heads)}
+    note = f"LDM takes the architecture from its own configuration: {_configuration(architecture)}"
+    return Contents(tensors, metadata, [note])
 
 
 def _averaged(file: WeightsFile, names: list[str]) -> dict[str, Tensor]:

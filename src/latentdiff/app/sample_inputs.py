@@ -1,0 +1,112 @@
+"""The pictures that sample.py is given, as fields of a batch."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from latentdiff.app.sample_request import Reads, Scene
+from latentdiff.config.errors import InputError
+from latentdiff.data.decode import BrokenSampleError, decode_map, decode_rgb
+from latentdiff.data.transforms import SquareCrop
+from latentdiff.types import UNLABELLED
+
+WHITE = 128
+"""A mask's gray level from which on a pixel is to be made."""
+
+
+def read_fields(scene: Scene, reads: Reads, size: int) -> dict[str, Tensor]:
+    """Names of fields of ``Batch`` -> one sample's value, cut as the training data were without chance: the largest
+    centre square, resized to ``size``.
+
+    - ``image`` uint8 (3, size, size); the model that reads ``low_res`` (3, size / factor, size / factor) has none.
+    - ``mask`` uint8 (1, size, size), 1 where the mask is light. ``segmentation`` uint8 (size, size).
+    - ``size``: as of an image that was stored at this size and is shown whole.
+
+    Raises InputError for a file that cannot be read, a mask or map of another size than the image, a mask without
+    hole, a map with unknown classes, and a small image that is larger than the result.
+    """
+    found: dict[str, Tensor] = {}
+    shape = None
+    if scene.image is not None:
+        pixels = _decoded("image", scene.image)
+        shape = pixels.shape[:2]
+        if "low_res" in reads.fields:
+            found["low_res"] = _small(scene.image, pixels, size, reads.fields["low_res"].factor)
+        else:
+            found["image"] = SquareCrop(size=size)(pixels, 0.5, 0.5)
+    if scene.mask is not None:
+        found["mask"] = _mask(scene.mask, shape, size)
+    if "segmentation" in reads.fields:
+        maker = reads.fields["segmentation"]
+        if scene.map is None:
+            found["segmentation"] = maker.edges(found["image"])
+        else:
+            found["segmentation"] = _map(scene.map, shape, size, maker.classes)
+    if "size" in reads.fields:
+        found["size"] = torch.tensor([size, size, 0, 0, size, size])
+    return found
+
+
+def _decoded(key: str, path: Path) -> np.ndarray:
+    """uint8 (H, W, 3)."""
+    try:
+        return decode_rgb(path.read_bytes())
+    except (OSError, BrokenSampleError) as error:
+        raise InputError(f"{key}: '{path}' cannot be used: {error}") from error
+
+
+def _small(path: Path, pixels: np.ndarray, size: int, factor: int) -> Tensor:
+    edge = min(pixels.shape[:2])
+    if edge > size:
+        raise InputError(
+            f"image: '{path}' is {edge} pixels high or wide, larger than the {size} of the result; expected a small "
+            f"image: {size // factor} pixels, or up to {size}, which is reduced to that"
+        )
+    return SquareCrop(size=size // factor)(pixels, 0.5, 0.5)
+
+
+def _mask(path: Path, shape: tuple[int, int], size: int) -> Tensor:
+    light = _decoded("mask", path).max(axis=2) >= WHITE
+    if light.shape != shape:
+        (height, width), (image_height, image_width) = light.shape, shape
+        raise InputError(
+            f"mask: '{path}' is {width}x{height} pixels, its image {image_width}x{image_height}; "
+            "make the mask as large as the image"
+        )
+    hole = _laid(light, size)
+    if not hole.any():
+        raise InputError(f"mask: '{path}' has no white inside the centre square: nothing is to be made")
+    return hole[None]
+
+
+def _map(path: Path, shape: tuple[int, int] | None, size: int, classes: int) -> Tensor:
+    try:
+        data = path.read_bytes()
+        values = decode_map(data, *(shape or _stored_size(data)))
+    except (OSError, Image.DecompressionBombError, BrokenSampleError) as error:
+        raise InputError(f"map: '{path}' cannot be used: {error}") from error
+    except InputError as error:
+        raise InputError(f"map: '{path}' {error}") from error
+    wrong = values[(values >= classes) & (values != UNLABELLED)]
+    if wrong.size:
+        raise InputError(
+            f"map: '{path}' holds the class {wrong.max()} in {wrong.size} of its pixels; expected 0 to {classes - 1}, "
+            f"or {UNLABELLED} for none"
+        )
+    return _laid(values, size)
+
+
+def _stored_size(data: bytes) -> tuple[int, int]:
+    """Height and width in the header."""
+    with Image.open(io.BytesIO(data), formats=["PNG"]) as opened:
+        return opened.height, opened.width
+
+
+def _laid(values: np.ndarray, size: int) -> Tensor:
+    return SquareCrop(size=size).frame(*values.shape, 0.5, 0.5).lay(values.astype(np.uint8))

@@ -1,0 +1,64 @@
+"""Is an enlarged image still the small one that it was made from?"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from latentdiff.config.errors import InputError
+from latentdiff.metrics.gather import Indexed
+from latentdiff.metrics.reconstruction import PSNR_CEILING, psnr
+from latentdiff.types import Batch
+
+
+class LowResolutionConsistency:
+    """``low_res_psnr``: of the images, reduced again, to the small ones they were made from, in dB; ``psnr``: of the
+    images to the originals, where the batch has them.
+
+    Reduced as ``resized`` does. What a model invents between the given pixels
+    costs ``psnr``, where a blurred image does well, but nothing of ``low_res_psnr`` (as the consistency of SR3,
+    arXiv:2104.07636, section 4, there as a mean squared error). Means over images; an exact one
+    counts ``PSNR_CEILING``. With noise, blur or JPEG in the small images no model reaches that.
+    """
+
+    def __init__(self) -> None:
+        self._consistency, self._fidelity = Indexed(), Indexed()
+        self._has_originals = False
+
+    def check(self, batch: Batch) -> None:
+        """Raises InputError where the samples lack what is read of them."""
+        if batch.low_res is None:
+            raise InputError("low-resolution consistency needs the small images, the batch has none")
+
+    def update(self, images: Tensor, batch: Batch) -> None:
+        """Images, uint8 (B, 3, H, W), made from ``batch.low_res``."""
+        self.check(batch)
+        small = batch.low_res.to(images.device)
+        self._consistency.add(psnr(resized(images, small.shape[-2:]), small).clamp(max=PSNR_CEILING), batch)
+        if batch.image is not None:
+            self._has_originals = True
+            self._fidelity.add(psnr(images, batch.image.to(images.device)).clamp(max=PSNR_CEILING), batch)
+
+    def compute(self) -> dict[str, float]:
+        """{"low_res_psnr": dB, "psnr": dB}. Collective."""
+        found = {"low_res_psnr": _mean(self._consistency)}
+        return {**found, "psnr": _mean(self._fidelity)} if self._has_originals else found
+
+    def anew(self) -> LowResolutionConsistency:
+        """A fresh one."""
+        return LowResolutionConsistency()
+
+
+def resized(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """uint8 (B, 3, H, W) -> uint8 (B, 3, *size): bicubic, antialiased where it reduces.
+
+    On the CPU and in its 8-bit arithmetic, as the data pipeline reduces images (``data.degradations``), bit for bit.
+    """
+    size = (int(size[0]), int(size[1]))
+    found = interpolate(images.cpu(), size=size, mode="bicubic", antialias=True, align_corners=False)
+    return found.to(images.device)
+
+
+def _mean(values: Indexed) -> float:
+    return float(torch.stack(values.gathered()).double().mean())

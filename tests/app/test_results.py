@@ -1,0 +1,129 @@
+"""make results, with programs that write what the real ones would."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from latentdiff.app import results
+from latentdiff.checkpoint import store
+
+OWN = {
+    "ldm_class": {"labels": {"accuracy": 0.925, "shuffled": {"accuracy": 0.2}}},
+    "ldm_semantic": {"maps": {"miou": 0.81, "pixel_accuracy": 0.97}},
+    "first_stage_1": {"reconstruction": {"psnr": 30.0, "ssim": 0.9}},
+}
+
+
+class Programs:
+    """Stands in for the root scripts; notes what it was called with."""
+
+    def __init__(self):
+        self.calls: list[tuple[str, ...]] = []
+
+    def __call__(self, script: str, *overrides: str) -> None:
+        self.calls.append((script, *overrides))
+        given = dict(override.split("=", 1) for override in overrides)
+        where = Path(given["run_dir"])
+        if script == "train.py":
+            save(
+                where / "checkpoints/last", int(given.get("max_batches", 10)), "diffusion", {"path": "ae", "hash": "h"}
+            )
+            return
+        checkpoint = Path(given["checkpoint"])
+        name = where.parent.name if where.name == "evaluation" else where.name
+        stage_two = {"sampler": {"name": "Euler"}, "guidance": {"name": "ClassifierFree", "scale": 3.0}, "steps": 25}
+        manifest = store.read_manifest(checkpoint)
+        card = {
+            "model": {"checkpoint": str(checkpoint), "digest": manifest.digest, **manifest.counters},
+            "generation": {} if name.startswith("first") else stage_two,
+            "samples": {"count": int(given.get("num_images", 500))},
+        }
+        where.mkdir(parents=True)
+        (where / "results.json").write_text(json.dumps({"results": OWN[name], "card": card}))
+
+
+def save(path: Path, batches: int, kind: str, first_stage: dict | None = None) -> None:
+    store.save(
+        path,
+        kind=kind,
+        model={"weight": torch.zeros(1)},
+        ema={"weight": torch.full((1,), float(batches))},
+        config=json.dumps({"max_batches": batches}),
+        counters={"batches_seen": batches, "images_seen": 64 * batches},
+        first_stage=first_stage,
+        extra={"seconds": 90.0},
+    )
+
+
+@pytest.fixture
+def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """``make(*arguments)``: the calls of the programs that ``make results`` needs."""
+    monkeypatch.chdir(tmp_path)
+    programs = Programs()
+    monkeypatch.setattr(results, "run", programs)
+    save(Path("ae"), 1000, "autoencoder")
+
+    def run(*arguments: str) -> list[tuple[str, ...]]:
+        monkeypatch.setattr(sys, "argv", ["results", *arguments])
+        programs.calls.clear()
+        results.main()
+        return list(programs.calls)
+
+    return run
+
+
+def test_every_experiment_is_trained_and_evaluated_and_the_first_stage_once(make, capsys) -> None:
+    calls = make("ldm_class", "ldm_semantic", "max_batches=7", "trainer=cpu", "num_images=100", "metrics=frechet")
+    train = ("max_batches=7", "trainer=cpu")
+    evaluate = ("trainer=cpu", "num_images=100")
+    home = "outputs/results"
+    assert calls == [
+        ("train.py", "experiment=ldm_class", f"run_dir={home}/ldm_class", *train),
+        ("train.py", "experiment=ldm_semantic", f"run_dir={home}/ldm_semantic", *train),
+        ("evaluate.py", "checkpoint=ae", f"run_dir={home}/first_stage_1", *evaluate),
+        *[
+            (
+                "evaluate.py",
+                f"checkpoint={home}/{name}/checkpoints/last",
+                f"run_dir={home}/{name}/evaluation",
+                *evaluate,
+                "metrics=frechet",
+            )
+            for name in ("ldm_class", "ldm_semantic")
+        ],
+    ]
+    text = Path(home, "results.md").read_text()
+    assert text.strip() in capsys.readouterr().out
+    assert "| ldm_class | shape of the class is there | 0.925 | 0.200 |" in text
+    assert "| ldm_semantic | mean IoU with the map | 0.810 |  |" in text
+    assert "| first stage | PSNR, dB | 30.00 |  |" in text
+    assert "| ldm_class | 7 | 1.5 | 100 | Euler, 25 steps, ClassifierFree 3.0 |" in text
+    assert "| first stage | 1000 | 1.5 | 100 |  |" in text
+    assert set(json.loads(Path(home, "results.json").read_text())) == {"first stage", "ldm_class", "ldm_semantic"}
+
+
+def test_the_same_command_goes_on_and_does_nothing_twice(make) -> None:
+    assert len(make("ldm_class")) == 3
+    assert make("ldm_class") == []
+    Path("outputs/results/ldm_class/evaluation/results.json").unlink()
+    Path("outputs/results/ldm_class/evaluation/overrides.json").unlink()
+    Path("outputs/results/ldm_class/evaluation").rmdir()
+    assert [call[0] for call in make("ldm_class")] == ["evaluate.py"]
+
+
+def test_more_batches_are_trained_and_measured_anew(make) -> None:
+    make("ldm_class", "max_batches=7")
+    assert make("ldm_class", "max_batches=5") == []
+    assert not results.trained(Path("outputs/results/ldm_class"), ["max_batches=8"])
+    assert results.trained(Path("outputs/results/ldm_class"), [])
+    last = Path("outputs/results/ldm_class/checkpoints/last")
+    where = Path("outputs/results/ldm_class/evaluation")
+    assert results.evaluated(last, where, [])
+    assert not results.evaluated(last, where, ["num_images=10"])
+    save(Path("other"), 9, "diffusion")
+    assert not results.evaluated(Path("other"), where, [])
