@@ -30,9 +30,9 @@ class Programs:
         given = dict(override.split("=", 1) for override in overrides)
         where = Path(given["run_dir"])
         if script == "train.py":
-            save(
-                where / "checkpoints/last", int(given.get("max_batches", 10)), "diffusion", {"path": "ae", "hash": "h"}
-            )
+            batches = int(given.get("max_batches", 10))
+            save(where / "checkpoints/last", batches, "diffusion", {"path": "ae", "hash": "h"})
+            (where / store.CONFIG).write_text("{}")
             return
         checkpoint = Path(given["checkpoint"])
         name = where.parent.name if where.name == "evaluation" else where.name
@@ -71,7 +71,7 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def run(*arguments: str) -> list[tuple[str, ...]]:
         monkeypatch.setattr(sys, "argv", ["results", *arguments])
         programs.calls.clear()
-        results.main()
+        assert results.main() == 0
         return list(programs.calls)
 
     return run
@@ -116,11 +116,36 @@ def test_the_same_command_goes_on_and_does_nothing_twice(make) -> None:
     assert [call[0] for call in make("ldm_class")] == ["evaluate.py"]
 
 
-def test_more_batches_are_trained_and_measured_anew(make) -> None:
+def test_a_run_of_other_settings_is_not_passed_off_as_this_one(make, capsys) -> None:
     make("ldm_class", "max_batches=7")
-    assert make("ldm_class", "max_batches=5") == []
-    assert not results.trained(Path("outputs/results/ldm_class"), ["max_batches=8"])
-    assert results.trained(Path("outputs/results/ldm_class"), [])
+    for overrides in (["max_batches=5"], ["max_batches=7", "sampler.steps=9"], []):
+        sys.argv = ["results", "ldm_class", *overrides]
+        assert results.main() == 2
+        assert "was trained with ['max_batches=7']" in capsys.readouterr().err
+    assert make("ldm_class", "max_batches=7") == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["ae_kl"], "'ae_kl' trains no second stage"),
+        (["classifier"], "'classifier' trains no second stage"),
+        (["ldm_clas"], "did you mean ldm_class"),
+        (["ldm_class", "max_batches=abc"], "max_batches"),
+        (["ldm_class", "sampler.stepps=3"], "sampler.stepps"),
+    ],
+)
+def test_what_is_at_fault_is_refused_before_training(make, capsys, arguments, message) -> None:
+    sys.argv = ["results", *arguments]
+    assert results.main() == 2
+    assert message in capsys.readouterr().err
+    assert not Path("outputs").exists()
+
+
+def test_what_is_done_is_told_from_what_is_not(make) -> None:
+    make("ldm_class", "max_batches=7")
+    assert results.trained(Path("outputs/results/ldm_class"))
+    assert not results.trained(Path("outputs/results/ldm_semantic"))
     last = Path("outputs/results/ldm_class/checkpoints/last")
     where = Path("outputs/results/ldm_class/evaluation")
     assert results.evaluated(last, where, [])

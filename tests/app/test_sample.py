@@ -150,10 +150,13 @@ def files(tmp_path: Path) -> dict[str, str]:
         + (np.arange(20) == 0).astype(np.uint8) * 255,
         "small": ramp[:4, :4],
         "large": np.zeros((40, 17, 3), np.uint8),
+        "tiny": ramp[:3, :3],
+        "layer": np.stack([mask] * 4, axis=2),
     }
     found = {name: picture(tmp_path, f"{name}.png", values) for name, values in pictures.items()}
     (tmp_path / "broken.png").write_bytes(Path(found["map"]).read_bytes()[:45])
-    return {**found, "broken": str(tmp_path / "broken.png")}
+    (tmp_path / "text.png").write_text("not a picture")
+    return {**found, **{name: str(tmp_path / f"{name}.png") for name in ("broken", "text")}}
 
 
 def pixels(path: Path) -> np.ndarray:
@@ -345,8 +348,16 @@ WRONG = {
     "too large": (
         {"conditions": SMALL},
         {"image": "@large"},
-        "large.png' is 17 pixels high or wide, larger than the 16 of the result; expected .* 4 pixels, or up to 16",
+        "large.png' is 17 pixels high or wide; expected a small image: 4 pixels, or up to the 16",
     ),
+    "too small": (
+        {"conditions": SMALL},
+        {"image": "@tiny"},
+        "tiny.png' is 3 pixels high or wide; expected a small image",
+    ),
+    "white strokes on a layer": ({}, {"image": "@image", "mask": "@layer"}, "layer.png' has transparency"),
+    "no map at all": ({"conditions": MAPS}, {"map": "@text"}, "text.png' cannot be used: it is no PNG"),
+    "no repainting": ({}, {"image": "@image", "mask": "@mask", "repaint": None}, "repaint: expected its settings"),
     "enlarged and varied": ({"conditions": SMALL}, {"image": "@small", "strength": 0.5}, "mask, strength: the model"),
     "small and masked": ({"conditions": SMALL | MASKS}, {"image": "@image"}, "sample.py takes one"),
     "no map": ({"conditions": MAPS}, {}, "map: which"),

@@ -93,6 +93,15 @@ def test_guidance_compares_with_the_parts_that_are_always_there():
     assert alone["class"].vector[0].tolist() == [2.0, 2.0, 2.0, 3.0]
 
 
+def test_a_negative_prompt_takes_no_other_part_away_from_guidance():
+    """Of the parts that training drops it holds the captions alone, and those that are always there."""
+    composite = three()
+    composite.members["text"].cut_captions = lambda captions: []
+    negative = composite.captions_alone(batch(2))
+    assert equal(negative, composite.alone(batch(2))["text"])
+    assert torch.all(negative.spatial == 3.0)
+
+
 def test_each_part_is_dropped_by_itself_and_as_it_says():
     composite = three()
     cond, gone = composite(batch(), None, draws()), composite.dropped(draws())

@@ -72,6 +72,16 @@ def test_a_constructor_that_objects_is_an_input_error(nested: bool) -> None:
         build({"_target_": "torch.nn.ModuleList", "modules": [node]} if nested else node)
 
 
+def test_a_nested_input_error_keeps_its_words_and_not_those_of_its_cause() -> None:
+    """Here a missing vocabulary, which is an InputError raised from the library's own error."""
+    node = {"_target_": "latentdiff.conditioning.hf_tokenizer.HfTokenizer", "model": "/no/such/folder", "max_length": 4}
+    with pytest.raises(InputError) as alone:
+        build(node)
+    with pytest.raises(InputError) as nested:
+        build({"_target_": "latentdiff.conditioning.compose.Composite", "parts": {"text": node}})
+    assert str(alone.value).partition(": ")[2] in str(nested.value)
+
+
 def test_a_stored_configuration_comes_back(tmp_path: Path) -> None:
     cfg = OmegaConf.create({"lr": 1e-4, "names": ["a", "b"], "part": LINEAR, "none": None, "text": "5"})
     OmegaConf.save(cfg, tmp_path / "config.yaml")

@@ -62,11 +62,11 @@ def test_gaussian_latents_have_the_moments_and_depend_on_the_seed_alone():
 def test_bicubic_enlargement_is_that_of_the_small_image():
     images = pictures(3)
     batch = Batch(keys=list("abc"), image=images, low_res=resized(images, (4, 4)))
-    assert torch.equal(BicubicEnlargement()(batch, [0, 1, 2]), resized(batch.low_res, (8, 8)))
+    assert torch.equal(BicubicEnlargement(device="cpu")(batch, [0, 1, 2]), resized(batch.low_res, (8, 8)))
     with pytest.raises(InputError, match="small images"):
-        BicubicEnlargement()(Batch(keys=["a"], image=images[:1]), [0])
+        BicubicEnlargement(device="cpu")(Batch(keys=["a"], image=images[:1]), [0])
     with pytest.raises(InputError, match="real images"):
-        RealImages()(Batch(keys=["a"]), [0])
+        RealImages(device="cpu")(Batch(keys=["a"]), [0])
 
 
 class MeanColour:
@@ -89,9 +89,11 @@ def test_controls_are_measured_by_fresh_metrics_against_the_same_real_images():
     settings = {"batch_size": 4, "seed": 0}
     own = evaluate(lambda batch, seeds: batch.image // 2, samples, metrics, num_images=12, **settings)
     controls = {
-        "reconstructions": Control(RealImages(), samples, 12),
-        "bicubic": Control(BicubicEnlargement(), samples, 12),
-        "training_images": Control(RealImages(), lambda i: samples(range(i.start + 50, i.stop + 50)), 9, False),
+        "reconstructions": Control(RealImages(device="cpu"), samples, 12),
+        "bicubic": Control(BicubicEnlargement(device="cpu"), samples, 12),
+        "training_images": Control(
+            RealImages(device="cpu"), lambda i: samples(range(i.start + 50, i.stop + 50)), 9, False
+        ),
     }
     found = measure_controls(controls, metrics, **settings)
     assert {name: set(values) for name, values in found.items()} == {
@@ -107,5 +109,5 @@ def test_controls_are_measured_by_fresh_metrics_against_the_same_real_images():
 
 
 def test_controls_without_a_metric_are_left_out():
-    controls = {"gaussian": Control(RealImages(), samples, 4, conditioned=False)}
+    controls = {"gaussian": Control(RealImages(device="cpu"), samples, 4, conditioned=False)}
     assert measure_controls(controls, {"low": LowResolutionConsistency()}, batch_size=4, seed=0) == {}

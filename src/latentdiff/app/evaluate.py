@@ -128,13 +128,13 @@ def _controls(
     if not cfg.get("controls", True):
         return controls
     if data.preview(1).low_res is not None:
-        controls["bicubic"] = Control(BicubicEnlargement(), samples, count)
+        controls["bicubic"] = Control(BicubicEnlargement(device=device), samples, count)
     if any(isinstance(metric, engine.ComparesWithReal) for metric in metrics.values()):
         images = (batch.image for batch in data.statistics_batches(FITTED_IMAGES))
         gaussian = LatentGaussian(codec=codec, moments=LatentMoments.of(images, codec, device))
         controls["gaussian"] = Control(gaussian, samples, count, conditioned=False)
         training, most = engine.LoadedSamples(data.statistics_batches(count)), min(count, len(data.train_set))
-        controls["training_images"] = Control(RealImages(), training, most, conditioned=False)
+        controls["training_images"] = Control(RealImages(device=device), training, most, conditioned=False)
     return controls
 
 

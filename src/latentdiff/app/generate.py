@@ -15,7 +15,7 @@ from latentdiff.checkpoint.models import load_diffusion
 from latentdiff.conditioning.compose import Composite
 from latentdiff.config import allowlist
 from latentdiff.config.errors import InputError
-from latentdiff.config.instantiate import build
+from latentdiff.config.instantiate import NODE_KEYS, build
 from latentdiff.config.validate import validate
 from latentdiff.diffusion.guidance import ClassifierGuidance, check_guidance
 from latentdiff.generation.pipeline import LatentPipeline, Reconstruction
@@ -93,8 +93,18 @@ def overlaid(given: DictConfig, own: DictConfig, marker: str) -> DictConfig:
     values = {key: value for key, value in given.items() if value is not None}
     for key in values:
         if key not in own:
-            raise InputError(f"the checkpoint's configuration has no '{key}' here; it has {', '.join(own)}")
+            known = ", ".join(_settings(own))
+            raise InputError(f"the checkpoint's configuration has no '{key}' here; it has {known or 'no settings'}")
     return OmegaConf.merge(own, values)
+
+
+def _settings(node: DictConfig, prefix: str = "") -> list[str]:
+    """Dotted keys of a node's plain values."""
+    found = []
+    for key, value in node.items():
+        if key not in NODE_KEYS:
+            found += _settings(value, f"{prefix}{key}.") if isinstance(value, DictConfig) else [f"{prefix}{key}"]
+    return found
 
 
 def data_of(cfg: DictConfig, config: DictConfig) -> DictConfig:

@@ -114,6 +114,15 @@ def check_task(cfg: DictConfig) -> None:
         )
 
 
+def check_conditioner(cfg: DictConfig) -> None:
+    """The conditioner can be built: its weights and vocabulary are there. What they say is found out before a first
+    stage is trained; the one built here is not kept."""
+    try:
+        build(cfg.conditioner.module)
+    except InputError as error:
+        raise InputError(f"conditioner: {error}") from error
+
+
 def check_backbone(cfg: DictConfig, *, resumed: bool) -> None:
     """The backbone reads what the conditioner gives, can be compiled as asked, and fits ``init_backbone``, which a
     ``resumed`` run does not look at. To be called when the latents' shape is in the configuration."""

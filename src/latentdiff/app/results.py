@@ -9,20 +9,30 @@ not done again, so that the same command goes on where it stopped.
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
+from argparse import RawDescriptionHelpFormatter
 from pathlib import Path
 
+from latentdiff.app import schema
 from latentdiff.app.demo import run
+from latentdiff.app.launch import find_configs
+from latentdiff.app.preflight import kind_of
 from latentdiff.checkpoint import store
 from latentdiff.checkpoint.durable import new_file
+from latentdiff.checkpoint.foreign import reading as foreign
+from latentdiff.config.compose import compose
+from latentdiff.config.errors import InputError
 from latentdiff.config.instantiate import load_config
 from latentdiff.evaluation import summary
 
 HOME = Path("outputs/results")
 EXPERIMENTS = ("ldm_txt2img", "ldm_class", "ldm_uncond", "ldm_inpaint", "ldm_superres", "ldm_semantic")
 EVALUATION = ("num_images", "batch_size", "bound", "metrics", "controls")
-BOTH = ("trainer", "paths")
+BOTH = ("trainer", "paths", "sampler", "guidance")
+OVERRIDES = "overrides.json"
+"""Those that a run or an evaluation was asked for with."""
 
 EXPLANATION = """\
 shuffled: the same images against what was asked of others (chance). reconstructions: real images that only went through
@@ -32,23 +42,61 @@ ones. Fréchet distances are those of the features that results.json names; none
 """
 
 
-def main() -> None:
-    names = [argument for argument in sys.argv[1:] if "=" not in argument] or list(EXPERIMENTS)
-    overrides = [argument for argument in sys.argv[1:] if "=" in argument]
+def main() -> int:
+    """Exit code 2 for names or overrides that are at fault, before anything is trained."""
+    parser = argparse.ArgumentParser(
+        prog="make results", description=__doc__, formatter_class=RawDescriptionHelpFormatter
+    )
+    parser.add_argument("arguments", nargs="*", metavar="EXPERIMENT | KEY=VALUE")
+    arguments = parser.parse_args().arguments
+    names = [argument for argument in arguments if "=" not in argument] or list(EXPERIMENTS)
+    try:
+        make(names, [argument for argument in arguments if "=" in argument])
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def make(names: list[str], overrides: list[str]) -> None:
+    """Trains and evaluates what is not there yet, and writes the table of all ``names``."""
+    training = [o for o in overrides if _key(o) not in EVALUATION]
+    schema.register()
     for name in names:
-        _train(name, [o for o in overrides if _key(o) not in EVALUATION])
+        check(name, training)
+    for name in names:
+        _train(name, training)
     first = {}
     for name in names:
         stage_one = store.read_manifest(_last(name)).first_stage
-        first.setdefault(stage_one["hash"], Path(stage_one["path"]))
+        if foreign.recognises(stage_one["path"]):
+            print(f"{name}: its first stage is another program's, which evaluate.py does not measure", flush=True)
+        else:
+            first.setdefault(stage_one["hash"], Path(stage_one["path"]))
     evaluation = [o for o in overrides if _key(o) in (*EVALUATION, *BOTH)]
     for number, path in enumerate(first.values()):
-        # metrics are chosen for the applications, a first stage has its own
-        _evaluate(path, _first_stage(number), [o for o in evaluation if _key(o) not in ("bound", "metrics")])
+        # metrics and sampling are chosen for the applications, a first stage has its own
+        own = [o for o in evaluation if _key(o) not in ("bound", "metrics", "sampler", "guidance")]
+        _evaluate(path, _first_stage(number), own)
     for name in names:
         _evaluate(_last(name), HOME / name / "evaluation", evaluation)
     found = {f"first stage {i + 1}" if len(first) > 1 else "first stage": _first_stage(i) for i in range(len(first))}
     print(write(HOME, found | {name: HOME / name / "evaluation" for name in names}))
+
+
+def check(name: str, overrides: list[str]) -> None:
+    """Raises InputError unless ``name`` is an experiment of stage two, and where its run has other overrides."""
+    cfg, faults = compose(find_configs("train"), "train", [f"experiment={name}", *overrides])
+    if faults:
+        raise InputError("; ".join(map(str, faults)))
+    if kind_of(cfg) != "diffusion":
+        raise InputError(f"'{name}' trains no second stage; name experiments like {', '.join(EXPERIMENTS)}")
+    asked, begun = _asked(name), (HOME / name / store.CONFIG).is_file()
+    if begun and asked.is_file() and (before := json.loads(asked.read_text())) != overrides:
+        raise InputError(
+            f"'{HOME / name}' was trained with {before or 'no overrides'}, now {overrides or 'none'} are given; remove "
+            "the folder, or use the same"
+        )
 
 
 def write(home: Path, evaluations: dict[str, Path]) -> str:
@@ -86,20 +134,25 @@ def _protocols(found: dict[str, dict]) -> str:
 
 
 def _train(name: str, overrides: list[str]) -> None:
-    if trained(HOME / name, overrides):
+    if trained(HOME / name):
         print(f"{name}: trained already, {HOME / name}", flush=True)
         return
+    HOME.mkdir(parents=True, exist_ok=True)
+    _asked(name).write_text(json.dumps(overrides))
     run("train.py", f"experiment={name}", f"run_dir={HOME / name}", *overrides)
 
 
-def trained(run_dir: Path, overrides: list[str]) -> bool:
-    """Whether the run's last checkpoint has seen all batches: those wanted now, else those of its configuration."""
+def _asked(name: str) -> Path:
+    """With what overrides an experiment's run was begun; beside its folder, which train.py makes."""
+    return HOME / f"{name}.{OVERRIDES}"
+
+
+def trained(run_dir: Path) -> bool:
+    """Whether the run's last checkpoint has seen all batches of its configuration."""
     last = run_dir / "checkpoints" / "last"
     if not (last / store.MANIFEST).is_file():
         return False
-    wanted = [o.partition("=")[2] for o in overrides if _key(o) == "max_batches"]
-    batches = int(wanted[-1]) if wanted else load_config(last / store.CONFIG).max_batches
-    return store.read_manifest(last).counters["batches_seen"] >= batches
+    return store.read_manifest(last).counters["batches_seen"] >= load_config(last / store.CONFIG).max_batches
 
 
 def _evaluate(checkpoint: Path, where: Path, overrides: list[str]) -> None:
@@ -107,12 +160,12 @@ def _evaluate(checkpoint: Path, where: Path, overrides: list[str]) -> None:
         print(f"{checkpoint}: evaluated already, {where}", flush=True)
         return
     run("evaluate.py", f"checkpoint={checkpoint}", f"run_dir={where}", *overrides)
-    (where / "overrides.json").write_text(json.dumps(overrides))
+    (where / OVERRIDES).write_text(json.dumps(overrides))
 
 
 def evaluated(checkpoint: Path, where: Path, overrides: list[str]) -> bool:
     """Whether the results there are of this very checkpoint and were asked for with the same overrides."""
-    files = where / "results.json", where / "overrides.json"
+    files = where / "results.json", where / OVERRIDES
     if not all(file.is_file() for file in files):
         return False
     results, asked = (json.loads(file.read_text()) for file in files)
@@ -133,4 +186,4 @@ def _first_stage(number: int) -> Path:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

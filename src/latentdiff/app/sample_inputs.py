@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import io
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from latentdiff.app.sample_request import Reads, Scene
@@ -63,15 +64,18 @@ def _decoded(key: str, path: Path) -> np.ndarray:
 
 def _small(path: Path, pixels: np.ndarray, size: int, factor: int) -> Tensor:
     edge = min(pixels.shape[:2])
-    if edge > size:
+    if not size // factor <= edge <= size:
         raise InputError(
-            f"image: '{path}' is {edge} pixels high or wide, larger than the {size} of the result; expected a small "
-            f"image: {size // factor} pixels, or up to {size}, which is reduced to that"
+            f"image: '{path}' is {edge} pixels high or wide; expected a small image: {size // factor} pixels, or up to "
+            f"the {size} of the result, which is reduced to that"
         )
     return SquareCrop(size=size // factor)(pixels, 0.5, 0.5)
 
 
 def _mask(path: Path, shape: tuple[int, int], size: int) -> Tensor:
+    with suppress(OSError), Image.open(path) as opened:  # what cannot be opened is said below
+        if opened.has_transparency_data:
+            raise InputError(f"mask: '{path}' has transparency; save it in black and white, without an alpha channel")
     light = _decoded("mask", path).max(axis=2) >= WHITE
     if light.shape != shape:
         (height, width), (image_height, image_width) = light.shape, shape
@@ -104,8 +108,11 @@ def _map(path: Path, shape: tuple[int, int] | None, size: int, classes: int) -> 
 
 def _stored_size(data: bytes) -> tuple[int, int]:
     """Height and width in the header."""
-    with Image.open(io.BytesIO(data), formats=["PNG"]) as opened:
-        return opened.height, opened.width
+    try:
+        with Image.open(io.BytesIO(data), formats=["PNG"]) as opened:
+            return opened.height, opened.width
+    except UnidentifiedImageError as error:
+        raise BrokenSampleError("it is no PNG") from error
 
 
 def _laid(values: np.ndarray, size: int) -> Tensor:

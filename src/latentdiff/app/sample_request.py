@@ -105,6 +105,10 @@ def read_request(cfg: DictConfig) -> Request:
         raise InputError(f"batch_size: expected at least 1, got {cfg.batch_size}")
     if cfg.strength is not None and not 0 < cfg.strength <= 1:
         raise InputError(f"strength: expected a share of the steps in (0, 1], got {cfg.strength}")
+    if cfg.repaint is None:
+        raise InputError(
+            "repaint: expected its settings; repaint.resample=1 only puts the known part back at each step"
+        )
     names = [f.name for f in fields(Scene)]
     counts = {name: len(cfg[name]) for name in names if isinstance(cfg[name], ListConfig)}
     rows = max(counts.values(), default=1)
@@ -166,6 +170,11 @@ def _check_texts(request: Request, reads: Reads, generator: Generator) -> None:
     if not reads.captions:
         raise InputError("negative_prompt: the model reads no captions; leave it")
     guidance = generator.pipeline.guidance
+    if getattr(guidance, "parts", ()):
+        raise InputError(
+            "negative_prompt: Several scales each part by itself, from no condition at all; choose "
+            "guidance=classifier_free, or leave it"
+        )
     if not guidance.needs_null:
         raise InputError(
             f"negative_prompt: {type(guidance).__name__} as configured compares with no other condition; choose "

@@ -40,6 +40,8 @@ def run(cfg: DictConfig) -> None:
         preflight.check_loss(cfg)
     if preflight.kind_of(cfg) == "diffusion":
         preflight.check_backbone(cfg, resumed=checkpoint is not None)
+        if isinstance(first, stage_one.Automatic):
+            preflight.check_conditioner(cfg)
         preflight.check_sampling(cfg)
     if checkpoint is not None:
         preflight.check_resume(cfg, checkpoint)

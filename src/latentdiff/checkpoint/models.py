@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from latentdiff.checkpoint import store
 from latentdiff.checkpoint.foreign import reading as foreign
-from latentdiff.checkpoint.foreign.pipeline.places import moved
+from latentdiff.checkpoint.foreign.pipeline.places import check_text_encoder, moved
 from latentdiff.checkpoint.foreign.statistics import Statistics
 from latentdiff.config.errors import InputError
 from latentdiff.config.instantiate import build, load_config
@@ -99,7 +99,8 @@ def load_diffusion(path: str | Path, *, first_stage: str | None = None) -> Diffu
     where = Path(first_stage or moved(manifest.first_stage["path"], manifest, path))
     if not where.exists():
         raise InputError(
-            f"the first stage of '{path}' is not at '{where}'; name its present place with first_stage.checkpoint=PATH"
+            f"the first stage of '{path}' is not at '{where}'; name its present place with first_stage.checkpoint=PATH "
+            "(latentdiff export: --first-stage PATH)"
         )
     where, digest = _identified(where)
     if digest != manifest.first_stage["hash"]:
@@ -144,6 +145,7 @@ def _opened(path: str | Path, kind: str) -> tuple[Path, store.Manifest]:
 def _denoiser(path: Path, manifest: store.Manifest) -> DenoiserModel:
     config = load_config(path / store.CONFIG)
     conditioner = moved(OmegaConf.to_container(config.task.conditioner), manifest, path)
+    check_text_encoder(conditioner, manifest, path)
     model = nn.ModuleDict({"denoiser": build(config.task.denoiser), "conditioner": build(conditioner)})
     _load(model, store.load_weights(path, "ema"), EMA_PREFIX, path)
     return DenoiserModel(

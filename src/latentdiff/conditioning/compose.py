@@ -60,6 +60,11 @@ class Composite(nn.Module):
         without = self._without(batch, codec)
         return {name: join({**without, name: self.members[name](batch, codec)}) for name in self.parts}
 
+    def captions_alone(self, batch: Batch, codec: Codec | None = None) -> Conditioning:
+        """The parts that read captions, every other part absent that training drops: what a negative prompt gives."""
+        reading = {name: part for name, part in self.members.items() if hasattr(part, "cut_captions")}
+        return join({**self._without(batch, codec), **{name: part(batch, codec) for name, part in reading.items()}})
+
     def dropped(self, draws: Draws) -> dict[str, Tensor]:
         together = dropped_samples(draws, TOGETHER, self.together)
         each = {name: self.members[name].dropped(draws.under(name)) for name in self.parts}

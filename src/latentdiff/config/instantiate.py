@@ -113,7 +113,7 @@ def _guarded(make: Any, name: str) -> Any:
         return make()
     except InstantiationException as error:
         root: BaseException = error
-        while root.__cause__ is not None:
+        while not isinstance(root, InputError) and root.__cause__ is not None:
             root = root.__cause__
         if isinstance(root, ValueError):
             raise InputError(f"{name}: {root}") from error

@@ -16,13 +16,20 @@ from latentdiff.types import Batch, Codec
 
 
 class RealImages:
-    """The samples' own images: two sets of real ones are this far apart, and no model need come nearer."""
+    """The samples' own images: two sets of real ones are this far apart, and no model need come nearer.
+
+    Args:
+        device: where they are measured.
+    """
+
+    def __init__(self, *, device: torch.device | str):
+        self.device = torch.device(device)
 
     def __call__(self, batch: Batch, seeds: list[int]) -> Tensor:
         """``batch.image``, uint8 (B, 3, H, W). The seeds do nothing."""
         if batch.image is None:
             raise InputError("real images were asked for, the batch has none")
-        return batch.image
+        return batch.image.to(self.device)
 
     def describe(self) -> dict[str, object]:
         """For the protocol card."""
@@ -30,13 +37,20 @@ class RealImages:
 
 
 class BicubicEnlargement:
-    """The small images enlarged by bicubic interpolation: super-resolution that invents nothing."""
+    """The small images enlarged by bicubic interpolation: super-resolution that invents nothing.
+
+    Args:
+        device: where they are made and measured.
+    """
+
+    def __init__(self, *, device: torch.device | str):
+        self.device = torch.device(device)
 
     def __call__(self, batch: Batch, seeds: list[int]) -> Tensor:
         """``batch.low_res`` at the size of ``batch.image``, uint8 (B, 3, H, W). The seeds do nothing."""
         if batch.low_res is None or batch.image is None:
             raise InputError("bicubic enlargement needs small images and the originals' size, the batch lacks them")
-        return resized(batch.low_res, batch.image.shape[-2:])
+        return resized(batch.low_res.to(self.device), batch.image.shape[-2:])
 
     def describe(self) -> dict[str, object]:
         """For the protocol card."""

@@ -15,7 +15,7 @@ from latentdiff.diffusion.noise import seeded_noise
 from latentdiff.generation.fill import filled
 from latentdiff.generation.img2img import last_steps
 from latentdiff.generation.repaint import Known, Repaint, latent_hole
-from latentdiff.types import Batch, Codec, Conditioner, Conditions, Guidance, OnStep, Path, Sampler
+from latentdiff.types import Batch, Codec, Conditioner, Conditioning, Conditions, Guidance, OnStep, Path, Sampler
 
 
 class LatentPipeline:
@@ -158,13 +158,16 @@ class LatentPipeline:
         guide = self.guidance.conditioner if isinstance(self.guidance, Autoguidance) else None
         return Conditions(
             cond=self.conditioner(batch, self.codec),
-            null=self.conditioner.null(batch, self.codec)
-            if negative is None
-            else self.conditioner(negative, self.codec),
+            null=self.conditioner.null(batch, self.codec) if negative is None else self._negative(negative),
             alone=self.conditioner.alone(batch, self.codec) if getattr(self.guidance, "parts", ()) else {},
             label=batch.label,
             guide=None if guide is None else guide(batch, self.codec),
         )
+
+    def _negative(self, negative: Batch) -> Conditioning:
+        """Of the negative captions, with every other part absent that training drops: guidance leads to those parts."""
+        captions_alone = getattr(self.conditioner, "captions_alone", self.conditioner)
+        return captions_alone(negative, self.codec)
 
     def _check(self, batch: Batch, seeds: list[int]) -> None:
         if len(seeds) != len(batch):

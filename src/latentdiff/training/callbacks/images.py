@@ -107,7 +107,8 @@ class SampleGrid(Callback):
         )
         images = pipeline(batch, seeds=[self.seed + i for i in range(len(batch))])
         path = self.folder / f"batch-{module.counters.batches_seen:08d}.png"
-        texts = condition_texts(batch, captions=self.captions, labels=self.labels)
+        names = getattr(trainer.datamodule, "class_names", None)
+        texts = condition_texts(batch, captions=self.captions, labels=self.labels, class_names=names)
         cells, under, group = beside_inputs(images, batch, texts)
         save_grid(path, cells, captions=under, columns=group * max(1, 4 // group), scale=2)
         log_image(trainer, "samples", path, module.counters.batches_seen)

@@ -46,6 +46,7 @@ _DEFAULTS = {
     "clip_sample": False,
     "thresholding": False,
 }
+_SWITCHES = ("rescale_betas_zero_snr", "set_alpha_to_one", "clip_sample", "thresholding")
 _GRIDS = "latentdiff.diffusion.grids."
 
 
@@ -193,11 +194,11 @@ def _notes(config: dict) -> list[str]:
 
 def _check(config: dict, path: Path) -> None:
     faults = []
-    if config["beta_schedule"] not in PATHS:
+    if config["beta_schedule"] not in list(PATHS):
         faults.append(("beta_schedule", " or ".join(PATHS)))
     if config["trained_betas"] is not None:
         faults.append(("trained_betas", "none"))
-    if config["prediction_type"] not in PREDICTIONS:
+    if config["prediction_type"] not in list(PREDICTIONS):
         faults.append(("prediction_type", " or ".join(PREDICTIONS)))
     if config["timestep_spacing"] not in ("leading", "trailing", "linspace"):
         faults.append(("timestep_spacing", "leading, trailing or linspace"))
@@ -209,7 +210,7 @@ def _check(config: dict, path: Path) -> None:
         faults.append(("beta_start", "a number, as beta_end"))
     elif not 0 < config["beta_start"] <= config["beta_end"] < 1:
         faults.append(("beta_start", "above 0 and at most beta_end, which is below 1"))
-    faults += [(k, "true or false") for k in ("rescale_betas_zero_snr",) if not isinstance(config[k], bool)]
+    faults += [(key, "true or false") for key in _SWITCHES if not isinstance(config[key], bool)]
     if faults:
         told = "; ".join(f"{key}: expected {wanted}, got {config[key]!r}" for key, wanted in faults)
         raise InputError(f"'{path}' describes a diffusion that cannot be had here: {told}")

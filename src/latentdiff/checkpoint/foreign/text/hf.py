@@ -105,7 +105,7 @@ def _config(path: Path) -> dict:
     faults = [
         (key, "a whole number of at least 1") for key in counts if type(config[key]) is not int or config[key] < 1
     ]
-    if config["hidden_act"] not in _ACTIVATIONS:
+    if config["hidden_act"] not in list(_ACTIVATIONS):
         faults.append(("hidden_act", " or ".join(_ACTIVATIONS)))
     if config["layer_norm_eps"] != NORM_EPS:
         faults.append(("layer_norm_eps", str(NORM_EPS)))

@@ -35,7 +35,7 @@ def pads_with_end(folder: Path) -> bool:
             "CLIP's; only CLIP's own is read"
         )
     pad = _token(folder, "pad_token")
-    if (number := own.get(pad)) not in (0, END):
+    if not isinstance(pad, str) or (number := own.get(pad)) not in (0, END):
         raise InputError(f"the tokenizer in '{folder}' pads with {pad!r}; expected {_END!r} (SD 1) or '!' (SD 2)")
     return number == END
 
@@ -77,7 +77,8 @@ def _vocabulary(folder: Path) -> dict:
         return load_json(folder / VOCABULARY)
     if not (folder / WHOLE).is_file():
         raise InputError(f"'{folder}' holds no tokenizer: expected {VOCABULARY} or {WHOLE}; copy the folder whole")
-    vocabulary = load_json(folder / WHOLE).get("model", {}).get("vocab", {})
+    model = load_json(folder / WHOLE).get("model")
+    vocabulary = model.get("vocab") if isinstance(model, dict) else None
     return vocabulary if isinstance(vocabulary, dict) else {}
 
 
