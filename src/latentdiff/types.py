@@ -69,6 +69,11 @@ class Batch:
         sliced = {name: v[start:stop] for name, v in values.items() if isinstance(v, Tensor | list)}
         return replace(self, **sliced, start=self.start + start, total=self.global_size)
 
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
+        """With every tensor on the device."""
+        tensors = {f.name: v for f in fields(self) if isinstance(v := getattr(self, f.name), Tensor)}
+        return replace(self, **{name: v.to(device, non_blocking=non_blocking) for name, v in tensors.items()})
+
     def pin_memory(self) -> Batch:
         pinned = {f.name: v.pin_memory() for f in fields(self) if isinstance(v := getattr(self, f.name), Tensor)}
         return replace(self, **pinned)
@@ -91,7 +96,7 @@ class Conditioning:
 
     def where(self, keep: Tensor, null: Conditioning) -> Conditioning:
         """This conditioning where ``keep`` (bool, (B,)) is true, ``null`` elsewhere."""
-        return self._zip(null, lambda a, b: torch.where(keep.view(-1, *[1] * (a.ndim - 1)), a, b))
+        return self._zip(null, lambda a, b: torch.where(keep.to(a.device).view(-1, *[1] * (a.ndim - 1)), a, b))
 
     def cat(self, other: Conditioning) -> Conditioning:
         """Both along the batch axis; both must have the same parts."""

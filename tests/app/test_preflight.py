@@ -135,7 +135,7 @@ def test_weights_for_a_backbone_need_a_task_that_has_one() -> None:
     ("key", "value", "message"),
     [
         ("conditioner.width", 5, r"backbone\.context_dim: .* tokens of width 4, the conditioner gives width 5"),
-        ("backbone.num_classes", 10, "backbone: .*label"),
+        ("backbone.num_classes", 10, "backbone.num_classes: the backbone has 10 rows, the conditioner picks from None"),
         ("backbone.vector_dim", 8, "backbone: .*vector"),
         ("backbone.out_channels", 3, r"backbone: expected an output of the latent's shape \(4, 2, 2\).* \(3, 2, 2\)"),
         ("task.compile", "all", r"task\.compile: expected none or blocks, got 'all'"),

@@ -60,6 +60,11 @@ TEXTS = [
 ]
 
 
+def test_a_switch_is_no_path():
+    assert read("backbone.checkpoint=true") is True
+    assert read("first_stage.checkpoint=true") == "true"
+
+
 @pytest.mark.parametrize("text", TEXTS)
 @pytest.mark.parametrize("multirun", [False, True])
 def test_text_arrives_as_typed(text: str, multirun: bool) -> None:

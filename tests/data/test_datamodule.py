@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
 
 from latentdiff.config.errors import InputError
 from latentdiff.data.datamodule import DataModule
+from latentdiff.data.segmentation import SegmentationMaps
 from latentdiff.data.shards import write_shards
 from latentdiff.data.sources import ShardSource
 
@@ -106,13 +108,28 @@ def test_missing_captions_and_labels_are_found_at_setup(tmp_path, samples):
         content[i]["txt"] = ""
         del content[i + 1]["cls"]
     write_shards(content, tmp_path / "set")
-    paths = str(tmp_path / "set")
-    source = ShardSource(train=paths, val=paths)
-    with pytest.raises(InputError, match=r"2 of 80 samples have no caption .* first 00000/000000005, 00000/000000006;"):
-        build(source, require_captions=True).setup()
-    with pytest.raises(InputError, match=r"2 of 80 samples have no label .* first 00000/000000006, 00000/000000007;"):
-        build(source, require_labels=True).setup()
-    build(source).setup()
+    write_shards(samples(80), tmp_path / "good")
+    faulty, good = str(tmp_path / "set"), str(tmp_path / "good")
+    maps = {"segmentation": SegmentationMaps(classes=3)}
+    for source in (ShardSource(train=faulty, val=good), ShardSource(train=good, val=faulty)):
+        with pytest.raises(InputError, match=r"2 of 80 samples have no caption .* 00000/000000005, 00000/000000006;"):
+            build(source, require_captions=True).setup()
+        with pytest.raises(InputError, match=r"2 of 80 samples have no label .* 00000/000000006, 00000/000000007;"):
+            build(source, require_labels=True).setup()
+        with pytest.raises(InputError, match=r"seg\.png"):
+            build(source, conditions=maps).setup()
+        build(source).setup()
+
+
+def test_a_condition_that_does_not_fit_the_training_images_is_found_at_setup(tmp_path, samples, png):
+    """Its first sample is tried, of either set: here training maps of half the size."""
+    for name, size in (("small", 4), ("good", 8)):
+        map_of_zeros = {"seg.png": png(np.zeros((size, size), np.uint8))}
+        write_shards([sample | map_of_zeros for sample in samples(4)], tmp_path / name)
+    maps = {"segmentation": SegmentationMaps(classes=3)}
+    build(ShardSource(train=str(tmp_path / "good"), val=str(tmp_path / "good")), conditions=maps).setup()
+    with pytest.raises(InputError, match="4x4 pixels"):
+        build(ShardSource(train=str(tmp_path / "small"), val=str(tmp_path / "good")), conditions=maps).setup()
 
 
 def test_unknown_classes_are_found_at_setup_and_when_read(source, tmp_path, samples, monkeypatch):

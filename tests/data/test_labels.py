@@ -70,8 +70,9 @@ def test_what_is_no_label_breaks_the_sample(options, cls, attributes):
 def test_names_and_their_number_must_agree():
     assert Labels(names=NAMES).count == Labels(names=NAMES, classes=3).count == 3
     assert Labels().count is None
-    with pytest.raises(InputError, match="3 names for 4 classes"):
-        Labels(names=NAMES, classes=4)
+    assert Labels(names=NAMES, classes=4).count == 4, "the last has no name"
+    with pytest.raises(InputError, match="3 names, more than the 2 classes"):
+        Labels(names=NAMES, classes=2)
     with pytest.raises(InputError, match="'cat' is named twice"):
         Labels(names=["cat", "dog", "cat"])
     with pytest.raises(InputError, match="at least 1, got 0"):

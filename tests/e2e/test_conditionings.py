@@ -108,6 +108,51 @@ def test_the_share_of_dropped_parts_is_logged(trained, metrics) -> None:
     assert all({"train/dropped/text", "train/dropped/map", "train/captions_cut"} <= line.keys() for line in lines)
 
 
+TRAINING = {
+    "noise that no channel is for": (
+        "ldm_superres",
+        ["conditioner.module.max_noise=0.3"],
+        "conditioner.spatial: it says 3, the conditioner gives 4",
+    ),
+    "nothing that makes small images": (
+        "ldm_superres",
+        ["conditioner.conditions=null"],
+        "conditioner: this conditioner reads low res, but the batch has none",
+    ),
+    "channels that the module alone knows of": (
+        "ldm_semantic",
+        ["conditioner.spatial=3"],
+        "conditioner.spatial: it says 3, the conditioner gives 7",
+    ),
+    "fewer classes in the module": (
+        "ldm_class",
+        ["conditioner.module.classes=5"],
+        "conditioner.rows: it says 7, the conditioner gives 6",
+    ),
+    "more classes in the table of a module": (
+        "ldm_class",
+        ["conditioner=class_vector_tiny", "conditioner.module.classes=9"],
+        "conditioner.classes: it says 6, ClassVector has 9",
+    ),
+    "fewer rows in the backbone": (
+        "ldm_class",
+        ["backbone.num_classes=6"],
+        "backbone.num_classes: the backbone has 6 rows, the conditioner picks from 7",
+    ),
+    "guidance of an unconditional model": (
+        "ldm_uncond",
+        ["guidance=classifier_free"],
+        "guidance: ClassifierFree compares with the null condition, which a model without conditions",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", TRAINING)
+def test_a_condition_that_does_not_fit_is_refused_before_a_first_stage(programs, refused, tmp_path, case: str) -> None:
+    name, overrides, message = TRAINING[case]
+    refused("train", [f"experiment={name}", *programs.conditioned, *overrides, f"run_dir={tmp_path}"], message)
+
+
 FAULTS = {
     "no class": ("ldm_class", (), "label: which class"),
     "unknown class": ("ldm_class", ("label=6",), "label: .*6.* 0 to 5"),

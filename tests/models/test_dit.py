@@ -73,7 +73,8 @@ def test_computing_the_blocks_again_changes_neither_values_nor_gradients(draw, r
 @pytest.mark.parametrize("patch", [1, 2, 4])
 def test_a_patch_goes_where_it_came_from(draw, randomise, patch):
     """Without a block, a place of the latent reaches its own patch alone, and all of it."""
-    model = randomise(small(depth=0, patch=patch))
+    model = randomise(small(depth=1, patch=patch))
+    model.blocks = torch.nn.ModuleList()
     x, t = draw(1, 4, 8, 12), torch.tensor([3.0])
     other = x.clone()
     other[0, 2, 4, 9] += 1

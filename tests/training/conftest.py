@@ -137,7 +137,7 @@ def tiny_diffusion_module(**changes) -> DiffusionModule:
         heads=2,
         norm_groups=2,
     )
-    text = TextTransformer(width=4, layers=1, heads=2, max_length=12)
+    text = TextTransformer(width=4, layers=1, heads=2, max_length=6)
     options = {
         "codec": LatentCodec(autoencoder=tiny_autoencoder(), mean=[0.1, -0.1], std=[0.5, 2.0]),
         "denoiser": Denoiser(backbone=unet, path=RectifiedFlow(), parameterization=Velocity()),

@@ -195,13 +195,21 @@ def test_loss_by_quarters_of_t(diffusion_module, batch, fit):
 
 
 def test_the_share_of_dropped_captions_is_logged(diffusion_module, batch, fit):
-    """Over all batches so far, and the same by micro-batches; captions over the limit of 12 tokens are counted."""
+    """Over all batches so far, and the same by micro-batches; captions over the limit of 6 tokens are counted, where
+    they were not dropped."""
     seen = {}
     for size in (None, 1):
         module, follow = diffusion_module(micro_batch=size), Follow()
         module.model["conditioner"].drop = 0.5
         fit(module, [batch(i) for i in range(6)], follow)
         seen[size] = [values["train/dropped/text"] for values in follow.values]
+        cut = [values["train/captions_cut"] for values in follow.values]
+        long = [len(caption.split()) > 4 for i in range(6) for caption in batch(i).caption]
+        conditioner = module.model["conditioner"]
+        kept = torch.cat([~conditioner.dropped(draws_of(module, batch(i), i))["text"] for i in range(6)]).tolist()
+        counts = [sum(a and b for a, b in zip(long[: 4 * n], kept)) for n in range(1, 7)]
+        assert cut == counts
+        assert counts[-1] > 1
     gone = [module.model["conditioner"].dropped(draws_of(module, batch(i), i))["text"].float().mean() for i in range(6)]
     assert seen[None] == pytest.approx([sum(gone[: i + 1]).item() / (i + 1) for i in range(6)])
     assert seen[1] == pytest.approx(seen[None])

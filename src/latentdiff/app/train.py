@@ -40,8 +40,6 @@ def run(cfg: DictConfig) -> None:
         preflight.check_loss(cfg)
     if preflight.kind_of(cfg) == "diffusion":
         preflight.check_backbone(cfg, resumed=checkpoint is not None)
-        if isinstance(first, stage_one.Automatic):
-            preflight.check_conditioner(cfg)
         preflight.check_sampling(cfg)
     if checkpoint is not None:
         preflight.check_resume(cfg, checkpoint)
@@ -51,6 +49,8 @@ def run(cfg: DictConfig) -> None:
     data = build(cfg.data.module)
     data.prepare_data()
     data.setup()
+    if preflight.kind_of(cfg) == "diffusion":
+        preflight.check_conditioner(cfg, data.preview(2))
     if checkpoint is not None and not _continues(data, checkpoint, cfg.max_batches):
         return
     parts = {}

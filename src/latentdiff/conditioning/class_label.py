@@ -118,7 +118,7 @@ def _rows(batch: Batch, classes: int, gone: Tensor | None) -> Tensor:
     """
     label = field_of(batch, "label", "use data with labels (.cls files, or data.label_field)")
     rows = torch.where(label < 0, classes, torch.where(label < classes, label, label + 1))
-    return rows if gone is None else torch.where(gone, classes, rows)
+    return rows if gone is None else torch.where(gone.to(rows.device), classes, rows)
 
 
 def _no_class(batch: Batch, classes: int, device: torch.device | None) -> Tensor:

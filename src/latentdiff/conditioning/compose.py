@@ -72,8 +72,11 @@ class Composite(nn.Module):
 
     @property
     def truncated(self) -> int:
-        """Captions that were cut at their parts' limits so far."""
-        return sum(getattr(part, "truncated", 0) for part in self.members.values())
+        """Captions that were cut at their parts' limits so far. AttributeError where no part reads captions."""
+        counts = [part.truncated for part in self.members.values() if hasattr(part, "truncated")]
+        if not counts:
+            raise AttributeError("no part of this composite reads captions")
+        return sum(counts)
 
     def cut_captions(self, captions: list[str]) -> list[tuple[str, int]]:
         """The captions that some part has to cut, each with the number of its tokens there."""

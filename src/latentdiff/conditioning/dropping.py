@@ -10,10 +10,13 @@ from latentdiff.diffusion.noise import Draws
 
 
 def dropped_samples(draws: Draws, part: str, drop: float) -> Tensor:
-    """bool (B,), each true with probability ``drop``, by draws of the part's own."""
+    """bool (B,), each true with probability ``drop``, by draws of the part's own.
+
+    On the CPU, wherever the batch is: captions are chosen there, and nothing waits for the device.
+    """
     if drop == 0:
-        return torch.zeros(draws.rows.stop - draws.rows.start, dtype=torch.bool, device=draws.device)
-    return draws.uniform(f"drop/{part}") < drop
+        return torch.zeros(draws.rows.stop - draws.rows.start, dtype=torch.bool)
+    return draws.on("cpu").uniform(f"drop/{part}") < drop
 
 
 def check_drop(drop: float) -> float:

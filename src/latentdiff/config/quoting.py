@@ -40,6 +40,8 @@ PATH_KEYS = (
     "*.overrides",
 )
 """Files, folders, URLs, shard patterns, and overrides of another run; ``${...}`` stays an interpolation."""
+SWITCHES = ("backbone.checkpoint",)
+"""Keys of ``PATH_KEYS`` that are none."""
 
 _OVERRIDE = re.compile(r"(\+{0,2})([A-Za-z_][\w.\-]*)=(.*)", re.DOTALL)
 _QUOTED = re.compile(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"", re.DOTALL)
@@ -85,7 +87,7 @@ def _quote_override(override: str, multirun: bool) -> str:
 
 
 def _listed(key: str, patterns: Sequence[str]) -> bool:
-    return any(fnmatchcase(key, pattern) for pattern in patterns)
+    return key not in SWITCHES and any(fnmatchcase(key, pattern) for pattern in patterns)
 
 
 def _quote(value: str, is_text: bool) -> str:

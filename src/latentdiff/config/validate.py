@@ -116,7 +116,8 @@ class _Walk:
         for name in [n for n in values if n in given and n not in named]:
             if inspect.Parameter.VAR_KEYWORD not in kinds or str(name).startswith("_"):
                 near = did_you_mean(str(name), named)
-                self.fault(f"{key}.{name}", f"{values['_target_']} takes no '{name}'{near or _list(named)}")
+                hint = f"leave it out, or with '~{key}.{name}' where a file sets it"
+                self.fault(f"{key}.{name}", f"{values['_target_']} takes no '{name}'{near or _list(named)}; {hint}")
         for name, parameter in named.items():
             if name in given and name in arrives:
                 self.fault(f"{key}.{name}", "is put in by the program and cannot be configured; remove it")

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields, replace
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from torch import Tensor, distributed
+from torch import distributed
 
 from latentdiff.config.errors import InputError
 from latentdiff.data.conditions import Condition, check_fields, check_value
@@ -102,7 +101,7 @@ class DataModule(pl.LightningDataModule):
             check_labels(shards, self._labels())
             for condition in (self.conditions or {}).values():
                 condition.check(shards)
-        self._try_conditions(sets[1])
+            self._try_conditions(shards)
         self._sets = sets
 
     @property
@@ -169,8 +168,7 @@ class DataModule(pl.LightningDataModule):
         return ReadCounts(0, 0, len(self.train_set)) if self._train is None else self._train.counts
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
-        tensors = {f.name: v for f in fields(batch) if isinstance(v := getattr(batch, f.name), Tensor)}
-        return replace(batch, **{name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()})
+        return batch.to(device, non_blocking=True)
 
     def _labels(self) -> Labels:
         return Labels(

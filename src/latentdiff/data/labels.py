@@ -16,7 +16,7 @@ NO_LABEL = -1
 class Labels:
     """Reads labels: class indices 0 to ``classes`` - 1, ``NO_LABEL`` where a sample has none.
 
-    Raises InputError for fewer than one class, for a class named twice, and for names whose number is not ``classes``.
+    Raises InputError for fewer than one class, for a class named twice, and for more names than ``classes``.
     """
 
     classes: int | None = None
@@ -34,10 +34,10 @@ class Labels:
             repeated = sorted({name for name in self.names if self.names.count(name) > 1})
             if repeated:
                 raise InputError(f"data.module.class_names: '{repeated[0]}' is named twice; name every class once")
-            if self.classes not in (None, len(self.names)):
+            if self.classes is not None and self.classes < len(self.names):
                 raise InputError(
-                    f"data.module.class_names has {len(self.names)} names for {self.classes} classes; "
-                    "name each class, or change the number of classes"
+                    f"data.module.class_names has {len(self.names)} names, more than the {self.classes} classes; "
+                    "change one of them"
                 )
 
     @property

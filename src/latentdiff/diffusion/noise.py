@@ -59,6 +59,12 @@ class Draws:
         inner.prefix = f"{self.prefix}{name}/"
         return inner
 
+    def on(self, device: torch.device | str) -> Draws:
+        """The same draws, made on another device (whose generator gives other numbers)."""
+        moved = copy(self)
+        moved.device = torch.device(device)
+        return moved
+
     def normal(self, name: str, shape_per_sample: tuple[int, ...] = ()) -> Tensor:
         """Standard normal float32 (count, *shape_per_sample); the same ``name`` gives the same draw again."""
         return self._draw(torch.randn, name, shape_per_sample)

@@ -12,7 +12,6 @@ from latentdiff.diffusion.bound import Bound, variational_bound
 from latentdiff.diffusion.denoiser import Denoiser
 from latentdiff.diffusion.noise import seeded_noise
 from latentdiff.evaluation.engine import Samples, image_seed, index_chunks
-from latentdiff.generation.pipeline import to_device
 from latentdiff.types import Batch, Codec, Conditioner
 
 LEVELS = 128
@@ -68,7 +67,7 @@ def evaluate_bound(
     found: dict[str, list[Tensor]] = {"prior": [], "diffusion": [], "reconstruction": []}
     elements = 1
     for chunk in index_chunks(num_images, batch_size):
-        batch = to_device(samples(chunk), device)
+        batch = samples(chunk).to(device)
         seeds = [image_seed(seed, i) for i in chunk]
         bound = _of_batch(batch, seeds, denoiser, conditioner, codec, levels)
         elements = bound.elements

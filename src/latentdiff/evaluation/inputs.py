@@ -94,4 +94,4 @@ def _enlarged(picture: Tensor, size: tuple[int, int]) -> Tensor:
 def _class_name(label: int, names: Sequence[str] | None) -> str:
     if label < 0:
         return "no class"
-    return f"class {label}" if names is None else names[label]
+    return names[label] if names is not None and label < len(names) else f"class {label}"

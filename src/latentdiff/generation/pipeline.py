@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import fields, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -98,8 +98,8 @@ class LatentPipeline:
         self._check(batch, seeds)
         device, path = self.device, self.denoiser.path
         times = self._times(strength)
-        batch = to_device(batch, device)
-        negative = None if negative is None else to_device(negative, device)
+        batch = batch.to(device)
+        negative = None if negative is None else negative.to(device)
         with self._autocast():
             conditions = self._conditions(batch, negative)
 
@@ -136,7 +136,7 @@ class LatentPipeline:
             images = to_uint8(self.codec.decode(latents.float()))
         if around is None or around.mask is None:
             return images
-        around = to_device(around, self.device)
+        around = around.to(self.device)
         images = torch.where(around.mask > 0, images, around.image)
         return self.decode(self._encode(replace(around, image=images)))
 
@@ -239,11 +239,6 @@ def to_uint8(image: Tensor) -> Tensor:
 def _sent(x: Tensor, device: torch.device) -> Tensor:
     """From the CPU to the device, which is not waited for."""
     return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x.to(device)
-
-
-def to_device(batch: Batch, device: torch.device) -> Batch:
-    moved = {f.name: v.to(device) for f in fields(batch) if isinstance(v := getattr(batch, f.name), Tensor)}
-    return replace(batch, **moved)
 
 
 def _about(part: object) -> dict[str, object]:

@@ -78,7 +78,7 @@ class DiffusionModule(pl.LightningModule):
         self.power_ema = None if power_ema is None else power_ema(self.model)
         self.loss, self.offset_noise = loss, check_offset_noise(offset_noise)
         self.loss_by_time, self.fixed_levels = LossByTime(), FixedLevelLoss()
-        self.condition_log = ConditionLog(parts=conditioner.parts)
+        self.condition_log = ConditionLog(parts=conditioner.parts if conditioner.drop else ())
         self.optimizer, self.schedule = optimizer, schedule
         self.gradient_clip, self.seed = gradient_clip, seed
         self.micro_batch = check_micro_batch(micro_batch)
@@ -102,12 +102,12 @@ class DiffusionModule(pl.LightningModule):
         parts = batch.cut(self.micro_batch)
         for part in parts:
             loss, t, dropped = self._losses(part, number)
-            tally.add({"loss": loss, **{f"dropped/{name}": gone.float() for name, gone in dropped.items()}})
+            tally.add({"loss": loss, **{f"dropped/{name}": gone for name, gone in dropped.items()}})
             tally.spread("by_time", loss, quarters(t), QUARTERS)
             with gradient_sync(self, part is parts[-1]):
                 self.manual_backward(loss.sum() / len(batch))
         tally.note("grad_norm", nn.utils.clip_grad_norm_(self.model.parameters(), self.gradient_clip))
-        tally.note("cut", torch.tensor(float(self._captions_cut - cut_before), device=self.device))
+        tally.note("cut", torch.full((), float(self._captions_cut - cut_before), device=self.device))
         logs = tally.settle(keys=batch.keys, number=number)
         optimizer.step()
         self.ema.update(self.model)
@@ -120,6 +120,8 @@ class DiffusionModule(pl.LightningModule):
         shares = [logs[f"dropped/{name}"] for name in self.condition_log.parts]
         seen = self.condition_log.update(shares, logs["cut"] * self.trainer.world_size, batch.global_size)
         values = {"train/lr": rate, "train/grad_norm": logs["grad_norm"], **means}
+        if not hasattr(self.model["conditioner"], "truncated"):
+            del seen["captions_cut"]
         values |= {f"train/{name}": value for name, value in seen.items()}
         self.log_dict(values, logger=False, batch_size=len(batch))
 
@@ -143,7 +145,9 @@ class DiffusionModule(pl.LightningModule):
         noise = draws.normal("noise", tuple(x0.shape[1:]))
         if self.offset_noise:
             noise = offset(noise, draws.normal("offset", (x0.shape[1], 1, 1)), self.offset_noise)
-        return self.loss(self.model["denoiser"], x0, noise, t, cond), t, self.model["conditioner"].dropped(draws)
+        gone = self.model["conditioner"].dropped(draws)
+        dropped = {name: gone[name].to(x0.device, x0.dtype, non_blocking=True) for name in self.condition_log.parts}
+        return self.loss(self.model["denoiser"], x0, noise, t, cond), t, dropped
 
     def on_train_start(self) -> None:
         continue_run(self.trainer, self.counters)

@@ -63,7 +63,7 @@ class DiT(nn.Module):
         checkpoint: bool = False,
     ) -> None:
         super().__init__()
-        _check_widths(width, heads, rope)
+        _check_widths(width, depth, heads, patch, rope)
         self.in_channels, self.out_channels, self.width, self.heads = in_channels, out_channels, width, heads
         self.context_dim, self.vector_dim, self.num_classes = context_dim, vector_dim, num_classes
         self.patch, self.factor, self.rope, self.rms_norm, self.checkpoint = patch, patch, rope, rms_norm, checkpoint
@@ -146,7 +146,11 @@ def _two_layers(width: int, embedding: int) -> nn.Sequential:
     return layers
 
 
-def _check_widths(width: int, heads: int, rope: bool) -> None:
+def _check_widths(width: int, depth: int, heads: int, patch: int, rope: bool) -> None:
+    if min(width, depth, heads, patch) < 1:
+        raise InputError(
+            f"DiT: expected width, depth, heads and patch of at least 1, got {width}, {depth}, {heads} and {patch}"
+        )
     if width % heads:
         raise InputError(f"DiT: a width of {width} cannot be split evenly into {heads} heads; change one of them")
     place, features = ("a head", width // heads) if rope else ("width", width)
