@@ -33,7 +33,7 @@ def main() -> None:
     last = ldm / "checkpoints" / "last"
     first = Path(store.read_manifest(last).first_stage["path"])
     run("evaluate.py", f"checkpoint={first}", f"run_dir={HOME / 'evaluate_autoencoder'}")
-    run("evaluate.py", f"checkpoint={last}", f"run_dir={HOME / 'evaluate'}")
+    run("evaluate.py", f"checkpoint={last}", "controls=false", f"run_dir={HOME / 'evaluate'}")
     run("sample.py", f"checkpoint={last}", f"prompt={json.dumps(list(PROMPTS))}", f"run_dir={HOME / 'samples'}")
     summary = summarise(first, last, memory.peak_gib())
     summary["total_seconds"] = round(time.perf_counter() - began, 1)
