@@ -65,7 +65,10 @@ def test_maps_are_kept_beside_their_images_and_are_no_images(tmp_path, png):
         (folder / f"{name}.seg.png").write_bytes(png(classes))
     (folder / "other.png").write_bytes(png(np.zeros((20, 30, 3), np.uint8)))
     (folder / "other.seg.png").write_bytes(png(classes[:, :29]))
+    for name in ("A.SEG.PNG", "A2.seg.png"):
+        (folder / name).write_bytes(png(classes))
     summary = make_shards(folder, tmp_path / "out")
+    assert summary.lone_maps == ["A.SEG.PNG", "A2.seg.png"]
     shards = open_shards(tmp_path / "out")
     assert [shards.read(i, "seg.png") for i in range(len(shards))] == [png(classes)] * 2
     assert summary.unreadable == [

@@ -125,6 +125,7 @@ def _make_shards(arguments: argparse.Namespace) -> None:
     print(f"{summary.written} images in {summary.shards} shards, {summary.bytes / 2**20:.1f} MiB: {arguments.dest}")
     _list("without a caption", summary.without_caption)
     _list("left out", summary.unreadable)
+    _list("maps without an image", summary.lone_maps)
 
 
 def _list(what: str, names: list[str]) -> None:

@@ -33,6 +33,8 @@ class FolderSummary:
     """Images written without a caption, relative to the folder."""
     unreadable: list[str] = field(default_factory=list)
     """Images left out, relative to the folder, each with the reason."""
+    lone_maps: list[str] = field(default_factory=list)
+    """Maps that belong to no image ('a.seg.png' goes with 'a.jpg', in small letters), relative to the folder."""
 
 
 def make_shards(
@@ -74,6 +76,9 @@ def make_shards(
     summary.written = sum(info.samples for info in infos)
     summary.shards = len(infos)
     summary.bytes = sum(info.bytes for info in infos)
+    read = {path.with_suffix(f".{MAP_EXTENSION}") for path in images}
+    maps = (path for path in folder.rglob("*") if path.name.lower().endswith(f".{MAP_EXTENSION}"))
+    summary.lone_maps = sorted(str(path.relative_to(folder)) for path in maps if path not in read)
     return summary
 
 
