@@ -162,7 +162,7 @@ FAULTS = {
     "label for nobody": (["label=1"], "label: nothing reads it here; choose guidance=classifier"),
     "label missing": (["CLASSIFIER"], "label: which class"),
     "label unknown": (["CLASSIFIER", "label=6"], "knows the labels 0 to 5; 4 of 4 samples have none"),
-    "label is a text": (["CLASSIFIER", "label=ring"], "label: expected the number of a class.*'ring'"),
+    "label is a text": (["CLASSIFIER", "label=ringg"], "label: unknown class .ringg.; did you mean ring"),
     "labels too few": (
         ["CLASSIFIER", 'prompt=["a", "b"]', "label=[1,2,3]"],
         "prompt: expected one value, or a list of one for each",
