@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from omegaconf import DictConfig, OmegaConf
-from torch import Tensor
 
 from latentdiff.app.build import world_size
 from latentdiff.app.generate import check_training_guidance
 from latentdiff.checkpoint import store
 from latentdiff.checkpoint.foreign.backbones import load_backbone_weights
-from latentdiff.conditioning.class_label import ClassIndex, ClassTokens, ClassVector
 from latentdiff.config import allowlist
 from latentdiff.config.errors import InputError
 from latentdiff.config.instantiate import build
@@ -23,7 +20,7 @@ from latentdiff.diffusion.timesteps import Curriculum, DiscreteUniform
 from latentdiff.training.compilation import compile_blocks
 from latentdiff.training.diffusion_module import check_offset_noise
 from latentdiff.training.parts import check_micro_batch
-from latentdiff.types import Batch, Conditioning
+from latentdiff.types import Conditioning
 
 POSITIVE = ("max_batches", "global_batch", "validate_every", "data.size")
 
@@ -115,50 +112,6 @@ def check_task(cfg: DictConfig) -> None:
         raise InputError(
             "init_backbone: it is for a denoiser's backbone, which this task does not train; leave it null"
         )
-
-
-@dataclass(frozen=True)
-class BlankCodec:
-    """Stands in for a first stage that is not trained yet: latents of its shape, all zero."""
-
-    channels: int
-    factor: int
-
-    def moments(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        b, _, height, width = image.shape
-        zeros = torch.zeros(b, self.channels, height // self.factor, width // self.factor)
-        return zeros, zeros
-
-    def draw(self, moments: tuple[Tensor, Tensor], noise: Tensor) -> Tensor:
-        return moments[0]
-
-
-@torch.no_grad()
-def check_conditioner(cfg: DictConfig, batch: Batch) -> None:
-    """The conditioner can be built (its weights and vocabulary are there), reads ``batch`` as the data make it, and
-    gives what its configuration says, which backbone and data rely on. The one built here is not kept."""
-    codec = BlankCodec(cfg.latent.channels, cfg.latent.factor)
-    try:
-        conditioner = build(cfg.conditioner.module).eval()
-        conditioner(batch, codec)
-        null = conditioner.null(batch, codec)
-    except InputError as error:
-        raise InputError(f"conditioner: {error}") from error
-    gives = {
-        "width": None if null.tokens is None else null.tokens.shape[-1],
-        "vector": None if null.vector is None else null.vector.shape[-1],
-        "spatial": 0 if null.spatial is None else null.spatial.shape[1],
-        "rows": None if null.label is None else int(null.label.max()) + 1,
-    }
-    for name, found in gives.items():
-        if (said := cfg.conditioner.get(name, 0 if name == "spatial" else None)) != found:
-            raise InputError(f"conditioner.{name}: it says {said}, the conditioner gives {found}; make them agree")
-    for part in conditioner.modules():
-        if isinstance(part, ClassTokens | ClassVector | ClassIndex) and part.classes != cfg.conditioner.classes:
-            raise InputError(
-                f"conditioner.classes: it says {cfg.conditioner.classes}, {type(part).__name__} has {part.classes}; "
-                "set conditioner.classes alone, the module follows it"
-            )
 
 
 def check_backbone(cfg: DictConfig, *, resumed: bool) -> None:

@@ -14,6 +14,7 @@ from latentdiff.app import build as make
 from latentdiff.app import first_stage as stage_one
 from latentdiff.app import preflight
 from latentdiff.app import run_dir as runs
+from latentdiff.app.condition_check import check_conditioner
 from latentdiff.checkpoint import store
 from latentdiff.checkpoint.foreign.backbones import load_backbone_weights
 from latentdiff.checkpoint.models import first_stage_record, load_codec
@@ -50,7 +51,7 @@ def run(cfg: DictConfig) -> None:
     data.prepare_data()
     data.setup()
     if preflight.kind_of(cfg) == "diffusion":
-        preflight.check_conditioner(cfg, data.preview(2))
+        check_conditioner(cfg, data.preview(2))
     if checkpoint is not None and not _continues(data, checkpoint, cfg.max_batches):
         return
     parts = {}
