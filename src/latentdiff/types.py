@@ -41,6 +41,14 @@ class Batch:
     size: Tensor | None = None
     """int64 (B, 6): height and width of the original, top and left of the crop, height and width of the result (SDXL,
     arXiv:2307.01952, section 2.2); the crop's in pixels of the result's scale."""
+    latent_mean: Tensor | None = None
+    """(B, C, h, w) of the raw posterior (see ``Codec.moments``), from a cache; ``latent_std`` beside it."""
+    latent_std: Tensor | None = None
+    text_tokens: Tensor | None = None
+    """(B, L, D), the caption as a frozen text encoder gave it, from a cache; likewise ``text_mask``, bool (B, L), and
+    ``text_vector``, (B, V), where that encoder has them."""
+    text_mask: Tensor | None = None
+    text_vector: Tensor | None = None
     attributes: list[dict] | None = None
     """The sample's parsed ``.json``."""
     number: int = 0

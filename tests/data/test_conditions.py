@@ -10,6 +10,7 @@ from latentdiff.config.errors import InputError
 from latentdiff.data.conditions import FIELDS, Frame, check_fields, check_value
 from latentdiff.data.datamodule import DataModule
 from latentdiff.data.degradations import Blur, Degraded, Jpeg, Noise
+from latentdiff.data.image_reader import ImageReader
 from latentdiff.data.masks import RandomMasks
 from latentdiff.data.plan import BatchPlan, SequentialPlan
 from latentdiff.data.segmentation import EdgeMaps, SegmentationMaps
@@ -53,9 +54,9 @@ def shards(make_set, png):
 def dataset(shards, batch=6, seed=0, draw=True, **options):
     plan = BatchPlan(len(shards), batch, seed) if draw else SequentialPlan(len(shards), batch)
     transform = SquareCrop(size=SIZE, random_crop=draw, flip=draw)
-    return ShardDataset(
-        shards, plan=plan, transform=transform, seed=seed, draw=draw, **{"conditions": conditions(), **options}
-    )
+    made = options.pop("conditions", conditions())
+    reader = ImageReader(shards, transform=transform, seed=seed, draw=draw, conditions=made)
+    return ShardDataset(shards, plan=plan, reader=reader, **options)
 
 
 def joined(shards, ranks, workers, numbers):

@@ -9,14 +9,24 @@ import pytest
 import torch
 
 from latentdiff.config.errors import InputError
+from latentdiff.data.image_reader import ImageReader
 from latentdiff.data.plan import BatchPlan, SequentialPlan
 from latentdiff.data.stream import BatchLoader, ReadCounts, ShardDataset
 from latentdiff.data.transforms import SquareCrop
 
+READING = ("require_captions", "labels", "conditions", "max_pixels", "with_attributes", "draw")
+
 
 def dataset(shards, batch=8, seed=0, **options):
     transform = SquareCrop(size=8, random_crop=True, flip=True)
-    return ShardDataset(shards, plan=BatchPlan(len(shards), batch, seed), transform=transform, seed=seed, **options)
+    reading = {name: options.pop(name) for name in READING if name in options}
+    reader = ImageReader(shards, transform=transform, seed=seed, **reading)
+    return ShardDataset(shards, plan=BatchPlan(len(shards), batch, seed), reader=reader, **options)
+
+
+def fixed(shards, plan, **reading):
+    reader = ImageReader(shards, transform=SquareCrop(size=8), seed=5, draw=False, **reading)
+    return ShardDataset(shards, plan=plan, reader=reader)
 
 
 def joined(shards, ranks, workers, numbers):
@@ -82,7 +92,7 @@ def test_captions_are_drawn_anew_each_epoch_and_keyed_by_the_seed(shards):
 
 def test_evaluation_takes_the_first_caption_and_the_centre(shards, png):
     plan = SequentialPlan(30, 30)
-    data = ShardDataset(shards, plan=plan, transform=SquareCrop(size=8), seed=5, draw=False, with_attributes=True)
+    data = fixed(shards, plan, with_attributes=True)
     batch = data[0]
     assert batch.caption == [f"{i} a" for i in range(30)]
     assert batch.label.tolist() == list(range(30))
@@ -95,7 +105,7 @@ def test_missing_parts_have_their_defaults(make_set, png, image):
         {"png": png(image(2)), "json": {"caption": "two"}},
         {"png": png(image(3)), "txt": " a\nb "},
     ]
-    data = ShardDataset(make_set(samples), plan=SequentialPlan(3, 3), transform=SquareCrop(size=8), seed=0, draw=False)
+    data = fixed(make_set(samples), SequentialPlan(3, 3))
     batch = data[0]
     assert batch.caption == ["", "two", "a b"]
     assert batch.label.tolist() == [-1, -1, -1]

@@ -12,6 +12,7 @@ from torch import distributed
 
 from latentdiff.config.errors import InputError
 from latentdiff.data.conditions import Condition, check_fields, check_value
+from latentdiff.data.image_reader import ImageReader
 from latentdiff.data.labels import Labels
 from latentdiff.data.plan import BatchPlan, SequentialPlan
 from latentdiff.data.sample import check_captions, check_labels
@@ -129,14 +130,13 @@ class DataModule(pl.LightningDataModule):
         self._train = ShardDataset(
             self.train_set,
             plan=plan,
-            transform=SquareCrop(size=self.image_size, random_crop=self.random_crop, flip=self.flip),
-            seed=self.seed,
+            reader=self._reader(
+                self.train_set,
+                transform=SquareCrop(size=self.image_size, random_crop=self.random_crop, flip=self.flip),
+                conditions=self.conditions,
+            ),
             rank=rank,
             ranks=ranks,
-            require_captions=self.require_captions,
-            labels=self._labels(),
-            conditions=self.conditions,
-            max_pixels=self.max_pixels,
             max_broken=self.max_broken,
         )
         return self._loader(self._train, range(self.start_batch, max(stop, self.start_batch)))
@@ -186,20 +186,27 @@ class DataModule(pl.LightningDataModule):
         self, shards: ShardSet, plan: SequentialPlan, rank: int, ranks: int, with_conditions: bool = True
     ) -> ShardDataset:
         """Samples as evaluation sees them: main caption, centre crop, with attributes."""
-        return ShardDataset(
+        reader = self._reader(
             shards,
-            plan=plan,
             transform=SquareCrop(size=self.image_size),
-            seed=self.seed,
-            rank=rank,
-            ranks=ranks,
             draw=False,
-            with_attributes=True,
+            conditions=self.conditions if with_conditions else None,
+        )
+        return ShardDataset(shards, plan=plan, reader=reader, rank=rank, ranks=ranks, max_broken=self.max_broken)
+
+    def _reader(
+        self, shards: ShardSet, *, transform: SquareCrop, conditions: Mapping[str, Condition] | None, draw: bool = True
+    ) -> ImageReader:
+        return ImageReader(
+            shards,
+            transform=transform,
+            seed=self.seed,
+            draw=draw,
+            with_attributes=not draw,
             require_captions=self.require_captions,
             labels=self._labels(),
-            conditions=self.conditions if with_conditions else None,
+            conditions=conditions,
             max_pixels=self.max_pixels,
-            max_broken=self.max_broken,
         )
 
     def _opened(self) -> tuple[ShardSet, ShardSet]:

@@ -7,32 +7,22 @@ seen, ranks and workers change nothing, and workers reading ahead cost nothing a
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
-import numpy as np
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from latentdiff.config.errors import InputError
-from latentdiff.data.conditions import Condition, Frame
 from latentdiff.data.decode import BrokenSampleError
-from latentdiff.data.labels import Labels
-from latentdiff.data.plan import Plan, Slot, draw_int, draw_uniform, rank_slice
-from latentdiff.data.sample import Sample, read_sample
+from latentdiff.data.plan import Plan, Slot, rank_slice
 from latentdiff.data.shard_set import ShardSet
-from latentdiff.data.transforms import SquareCrop
 from latentdiff.data.worker import group_signals_blocked, outlive_signals
-from latentdiff.diffusion.noise import stable_hash
 from latentdiff.types import Batch
 
 _log = logging.getLogger(__name__)
 _SEEN, _BROKEN = 1, 2
-_CROP, _FLIP, _CAPTION = 1, 2, 3
-"""Purposes of a sample's draws."""
-_FIXED = (0, -1)
-"""Seed and epoch of a condition's draws in evaluation, where they depend on the sample's index and the field alone."""
 
 
 @dataclass(frozen=True)
@@ -44,26 +34,21 @@ class ReadCounts:
     indexed: int
 
 
-@dataclass(frozen=True)
-class _Row:
-    """One sample, ready for a batch."""
+class Reader(Protocol):
+    """Makes what a batch holds of one sample, and a batch's fields of several."""
 
-    index: int
-    sample: Sample
-    image: Tensor
-    made: dict[str, Tensor]
-    """Field of the batch -> what its condition made."""
+    def read(self, epoch: int, index: int) -> Any:
+        """Sample ``index`` as ``epoch`` draws it. Raises BrokenSampleError where it cannot be used."""
+
+    def collate(self, rows: Sequence[Any]) -> dict[str, Any]:
+        """What ``read`` gave -> fields of ``Batch`` by their names."""
 
 
 class ShardDataset(Dataset):
-    """Maps a batch number to this rank's part of that global batch.
+    """Maps a batch number to this rank's part of that global batch, its samples made by ``reader``.
 
-    A sample that cannot be decoded is replaced by the next of the plan, with a warning that names it; more than
-    ``max_broken`` of all samples (though at least one is borne) is an InputError. With ``draw`` off the main caption is
-    taken and the crop is the centre one; with it on, caption, crop and mirroring depend on (seed, epoch, sample).
-
-    ``conditions`` make further fields of the batch, by its name. Each sample and field has a generator of its own,
-    seeded by (seed, epoch, sample, field), with ``draw`` off by (sample, field): the same in every run.
+    A sample that cannot be used is replaced by the next of the plan, with a warning that names it; more than
+    ``max_broken`` of all samples (though at least one is borne) is an InputError.
     """
 
     def __init__(
@@ -71,30 +56,16 @@ class ShardDataset(Dataset):
         shards: ShardSet,
         *,
         plan: Plan,
-        transform: SquareCrop,
-        seed: int,
+        reader: Reader,
         rank: int = 0,
         ranks: int = 1,
-        draw: bool = True,
-        with_attributes: bool = False,
-        require_captions: bool = False,
-        labels: Labels | None = None,
-        conditions: Mapping[str, Condition] | None = None,
-        max_pixels: int = 64_000_000,
         max_broken: float = 0.01,
     ) -> None:
         self.shards = shards
         self.plan = plan
-        self.transform = transform
-        self.seed = seed
+        self.reader = reader
         self.rank = rank
         self.ranks = ranks
-        self.draw = draw
-        self.with_attributes = with_attributes
-        self.require_captions = require_captions
-        self.labels = Labels() if labels is None else labels
-        self.conditions = dict(conditions or {})
-        self.max_pixels = max_pixels
         self.broken_allowed = max(1, int(max_broken * len(shards)))
         self.status = torch.zeros(len(shards), dtype=torch.uint8).share_memory_()
         """Per sample untried, seen or broken; shared with the worker processes."""
@@ -107,55 +78,28 @@ class ShardDataset(Dataset):
     def __getitem__(self, number: int) -> Batch:
         slots = self.plan.slots(number)
         part = rank_slice(len(slots), self.rank, self.ranks)
-        size = self.transform.size
-        images = torch.empty((part.stop - part.start, 3, size, size), dtype=torch.uint8)
-        keys, captions, labels, attributes = [], [], [], []
-        made: dict[str, list[Tensor]] = {name: [] for name in self.conditions}
-        for place, slot in enumerate(slots[part]):
-            row = self._readable(slot)
-            images[place] = row.image
-            keys.append(self.shards.key(row.index))
-            captions.append(self._caption(row.sample, slot.epoch, row.index))
-            labels.append(row.sample.label)
-            attributes.append(row.sample.attributes)
-            for name, value in row.made.items():
-                made[name].append(value)
+        found = [self._readable(slot) for slot in slots[part]]
         return Batch(
-            keys=keys,
-            image=images,
-            caption=captions,
-            label=torch.tensor(labels, dtype=torch.int64),
-            attributes=attributes if self.with_attributes else None,
+            keys=[self.shards.key(index) for index, _ in found],
             number=number,
             start=part.start,
             total=len(slots),
-            **{name: torch.stack(values) for name, values in made.items()},
+            **self.reader.collate([row for _, row in found]),
         )
 
-    def _readable(self, slot: Slot) -> _Row:
-        """The slot's sample, or the next readable one after it in the plan."""
+    def _readable(self, slot: Slot) -> tuple[int, Any]:
+        """The slot's sample, or the next usable one after it in the plan: its index, and what the reader made."""
         for step in range(len(self.shards)):
             index = self.plan.index(Slot(slot.epoch, slot.place + step))
             if self.status[index] != _BROKEN:
                 try:
-                    row = self._row(slot.epoch, index)
+                    row = self.reader.read(slot.epoch, index)
                 except BrokenSampleError as error:
                     self._report(index, error)
                 else:
                     self.status[index] = _SEEN
-                    return row
+                    return index, row
         raise InputError("no sample of the data can be read")
-
-    def _row(self, epoch: int, index: int) -> _Row:
-        sample = read_sample(self.shards, index, self.max_pixels, self.labels)
-        frame = self._frame(sample, epoch, index)
-        image = self.transform.cut(sample.pixels, frame)
-        key = (self.seed, epoch) if self.draw else _FIXED
-        made = {}
-        for name, condition in self.conditions.items():
-            rng = np.random.default_rng(stable_hash(*key, index, name))
-            made[name] = condition(sample, frame, image, rng)
-        return _Row(index, sample, image, made)
 
     def _report(self, index: int, error: BrokenSampleError) -> None:
         self.status[index] = _BROKEN
@@ -166,23 +110,6 @@ class ShardDataset(Dataset):
                 f"{broken} of {len(self.shards)} samples are broken, more than data.module.max_broken allows "
                 f"({self.broken_allowed}); the last was {self.shards.where(index)}: {error}"
             )
-
-    def _frame(self, sample: Sample, epoch: int, index: int) -> Frame:
-        where, side = 0.5, 1.0
-        if self.draw:
-            where, side = (draw_uniform(self.seed, epoch, index, purpose) for purpose in (_CROP, _FLIP))
-        return self.transform.frame(*sample.pixels.shape[:2], where, side)
-
-    def _caption(self, sample: Sample, epoch: int, index: int) -> str:
-        if not sample.captions:
-            if self.require_captions:
-                raise InputError(
-                    f"sample {self.shards.where(index)} has no caption; add it, or set "
-                    "data.module.require_captions=false where the model is not conditioned on captions"
-                )
-            return ""
-        choice = draw_int(self.seed, epoch, index, _CAPTION) % len(sample.captions) if self.draw else 0
-        return sample.captions[choice]
 
 
 class BatchLoader:
