@@ -18,7 +18,7 @@ from latentdiff.data.shards import write_shards
 from latentdiff.data.sizes import SizeAndCrop
 from latentdiff.data.sources import ShapesSource, ShardSource
 from latentdiff.data.stream import BatchLoader, ShardDataset
-from latentdiff.data.transforms import SquareCrop
+from latentdiff.data.transforms import CoverCrop
 from latentdiff.shapes.renderer import segmentation
 from latentdiff.shapes.scene import SHAPES, from_attributes
 
@@ -53,7 +53,7 @@ def shards(make_set, png):
 
 def dataset(shards, batch=6, seed=0, draw=True, **options):
     plan = BatchPlan(len(shards), batch, seed) if draw else SequentialPlan(len(shards), batch)
-    transform = SquareCrop(size=SIZE, random_crop=draw, flip=draw)
+    transform = CoverCrop(size=SIZE, random_crop=draw, flip=draw)
     made = options.pop("conditions", conditions())
     reader = ImageReader(shards, transform=transform, seed=seed, draw=draw, conditions=made)
     return ShardDataset(shards, plan=plan, reader=reader, **options)
@@ -124,7 +124,7 @@ def test_maps_follow_crop_and_mirroring(make_set, png):
 @pytest.mark.parametrize(("edge", "size"), [(12, 4), (4, 12), (7, 5), (8, 8)])
 def test_a_resized_map_takes_the_value_at_each_pixel_s_centre(edge, size, mirrored):
     values = np.arange(11 * 30).reshape(11, 30) if edge <= 11 else np.arange(15 * 30).reshape(15, 30)
-    laid = Frame(*values.shape, 2, 5, edge, mirrored, size).lay(values)
+    laid = Frame(*values.shape, 2, 5, edge, edge, mirrored, size, size).lay(values)
     square = torch.from_numpy(values[2 : 2 + edge, 5 : 5 + edge].copy())
     expected = torch.nn.functional.interpolate(square[None, None].double(), size=(size, size), mode="nearest-exact")
     assert torch.equal(laid.double(), expected[0, 0].flip(-1) if mirrored else expected[0, 0])
@@ -132,9 +132,9 @@ def test_a_resized_map_takes_the_value_at_each_pixel_s_centre(edge, size, mirror
 
 def test_size_and_crop_in_the_scale_of_the_result():
     value = SizeAndCrop()
-    frame = Frame(height=50, width=120, top=0, left=20, edge=50, mirrored=False, size=25)
-    mirrored = Frame(height=50, width=120, top=0, left=20, edge=50, mirrored=True, size=25)
-    tall = Frame(height=90, width=30, top=60, left=0, edge=30, mirrored=True, size=60)
+    frame = Frame(50, 120, 0, 20, 50, 50, False, 25, 25)
+    mirrored = Frame(50, 120, 0, 20, 50, 50, True, 25, 25)
+    tall = Frame(90, 30, 60, 0, 30, 30, True, 60, 60)
     assert value(None, frame, None, None).tolist() == [50, 120, 0, 10, 25, 25]
     assert value(None, mirrored, None, None).tolist() == [50, 120, 0, 25, 25, 25]
     assert value(None, tall, None, None).tolist() == [90, 30, 120, 0, 60, 60]
@@ -151,13 +151,13 @@ def test_other_fields_are_refused(shards):
 def test_values_of_another_kind_are_refused():
     batch_of = {"mask": (1, 8, 8), "segmentation": (8, 8), "low_res": (3, 4, 4)}
     for name, shape in batch_of.items():
-        check_value(name, torch.zeros(shape, dtype=torch.uint8), 8)
+        check_value(name, torch.zeros(shape, dtype=torch.uint8), 8, 8)
         with pytest.raises(InputError, match=f"'{name}' makes torch.float32"):
-            check_value(name, torch.zeros(shape), 8)
+            check_value(name, torch.zeros(shape), 8, 8)
     with pytest.raises(InputError, match=r"'mask' makes torch.uint8 of shape \(8, 8\), expected .* \(1, 8, 8\)"):
-        check_value("mask", torch.zeros(8, 8, dtype=torch.uint8), 8)
+        check_value("mask", torch.zeros(8, 8, dtype=torch.uint8), 8, 8)
     with pytest.raises(InputError, match="smaller than the image"):
-        check_value("low_res", torch.zeros(3, 8, 8, dtype=torch.uint8), 8)
+        check_value("low_res", torch.zeros(3, 8, 8, dtype=torch.uint8), 8, 8)
 
 
 def module(source, **options):
@@ -176,7 +176,7 @@ def test_the_data_module_delivers_the_fields_everywhere_but_for_statistics(sourc
     assert len(batches) == 9
     for batch in batches:
         for name in FIELDS:
-            check_value(name, getattr(batch, name)[0], SIZE)
+            check_value(name, getattr(batch, name)[0], SIZE, SIZE)
             assert len(getattr(batch, name)) == len(batch)
     assert torch.equal(batches[-1].mask, batches[3].mask[:3])
     assert all(getattr(batch, name) is None for batch in data.statistics_batches(8) for name in FIELDS)
@@ -191,7 +191,7 @@ def test_all_tensors_go_to_the_device(source):
 
 def test_what_does_not_fit_the_images_is_found_at_setup(source):
     for wanted, message in (
-        ({"low_res": Degraded(factor=3)}, "factor 3 does not divide the image size 16"),
+        ({"low_res": Degraded(factor=3)}, "factor 3 does not divide the image size 16x16"),
         ({"mask": EdgeMaps()}, r"'mask' makes torch.uint8 of shape \(16, 16\)"),
         ({"segmentation": SegmentationMaps(classes=3)}, "holds the class"),
         ({"segmentations": EdgeMaps()}, "no field 'segmentations'"),

@@ -158,3 +158,65 @@ def test_the_fingerprint_depends_on_the_training_samples_and_the_size(source, tm
     prints = [build(s, image_size=n).fingerprint() for s, n in ((source, 8), (source, 16), (other, 8), (source, 8))]
     assert len(set(prints)) == 3
     assert prints[0] == prints[3]
+
+
+class Numbers:
+    """Readers of another kind: what they make of a sample is its number."""
+
+    def __init__(self):
+        self.checked, self.drawn = [], []
+
+    def check(self, shards):
+        self.checked.append(len(shards))
+
+    def __call__(self, shards, *, draw, seed, **options):
+        self.drawn.append(draw)
+        return self
+
+    def read(self, epoch, index):
+        return epoch, index
+
+    def collate(self, rows):
+        return {"latent_mean": torch.tensor(rows, dtype=torch.float32)}
+
+
+def test_samples_may_be_made_by_other_readers(source):
+    readers = Numbers()
+    data = build(source, readers=readers, max_batches=16)
+    found = [batch.latent_mean for batch in data.train_dataloader()]
+    assert sorted(torch.cat(found).tolist()) == [[epoch, i] for epoch in (0, 1) for i in range(64)]
+    assert data.preview(3).latent_mean.tolist() == [[0, 0], [0, 1], [0, 2]]
+    assert readers.checked == [64, 16]
+    assert readers.drawn == [False, False, True, False]
+    with pytest.raises(InputError, match="cached latents"):
+        build(source, readers=readers, buckets=[[8, 8]]).setup()
+
+
+def test_what_was_skipped_is_said_at_the_end(tmp_path, samples, caplog):
+    content = samples(160)
+    content[5]["png"] = b"no picture"
+    write_shards(content, tmp_path / "train", 30)
+    write_shards(samples(16), tmp_path / "val")
+    data = build(ShardSource(train=str(tmp_path / "train"), val=str(tmp_path / "val")))
+    assert data.counts().skipped == 0
+    fit(data)
+    assert "1 of 160 training samples were skipped, 159 read" in caplog.text
+
+
+def test_statistics_leave_out_what_is_known_to_be_broken(source, monkeypatch):
+    data = build(source)
+    usable = {key for key in data.train_set.all_keys() if int(key.split("/")[1]) % 3}
+    broken = np.array([key not in usable for key in data.train_set.all_keys()])
+    monkeypatch.setattr(data.train_set, "broken", lambda: broken)
+    keys = [key for batch in data.statistics_batches(64) for key in batch.keys]
+    assert set(keys) == usable
+    assert len(keys) == len(usable)
+
+
+def test_the_window_of_the_shuffle_is_a_setting(source):
+    def order(**options):
+        return [batch.keys for batch in build(source, max_batches=8, **options).train_dataloader()]
+
+    assert order() == order(shuffle=64) != order(shuffle=10)
+    with pytest.raises(InputError, match=r"data\.shuffle: expected a window of at least 1"):
+        build(source, shuffle=0)

@@ -19,7 +19,7 @@ def noisy(size=32, seed=0):
 
 def apply(degraded, image, seed=0):
     size = image.shape[-1]
-    return degraded(None, Frame(size, size, 0, 0, size, False, size), image, np.random.default_rng(seed))
+    return degraded(None, Frame(size, size, 0, 0, size, size, False, size, size), image, np.random.default_rng(seed))
 
 
 def reduced(image, factor):

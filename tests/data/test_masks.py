@@ -12,7 +12,7 @@ ONLY = {"boxes": 0.0, "strokes": 0.0, "outpainting": 0.0}
 
 
 def drawn(masks, count, size=64):
-    return np.stack([masks.draw(size, np.random.default_rng(i)) for i in range(count)])
+    return np.stack([masks.draw(size, size, np.random.default_rng(i)) for i in range(count)])
 
 
 @pytest.mark.parametrize("law", [*ONLY, None])
@@ -32,17 +32,17 @@ def test_laws_are_chosen_by_their_weights():
     for i in range(50):
         rng = np.random.default_rng(i)
         law = masks.boxes if rng.random() < 0.75 else masks.outpainting
-        assert np.array_equal(masks.draw(64, np.random.default_rng(i)), law(64, rng))
+        assert np.array_equal(masks.draw(64, 64, np.random.default_rng(i)), law(64, 64, rng))
     only = RandomMasks(boxes=0, strokes=0.2, outpainting=0, min_share=0, max_share=1)
     for i in range(10):
         rng = np.random.default_rng(i)
         rng.random()
-        assert np.array_equal(only.draw(64, np.random.default_rng(i)), only.strokes(64, rng))
+        assert np.array_equal(only.draw(64, 64, np.random.default_rng(i)), only.strokes(64, 64, rng))
 
 
 def test_boxes_have_the_edges_that_are_told():
     masks = RandomMasks(most_boxes=1)
-    found = [masks.boxes(100, np.random.default_rng(i)) for i in range(400)]
+    found = [masks.boxes(100, 100, np.random.default_rng(i)) for i in range(400)]
     heights, widths = (np.array([mask.any(axis).sum() for mask in found]) for axis in (1, 0))
     assert all(mask.sum() == h * w for mask, h, w in zip(found, heights, widths))
     for edges in (heights, widths):
@@ -55,14 +55,14 @@ def test_boxes_have_the_edges_that_are_told():
 
 def test_at_most_so_many_boxes():
     masks = RandomMasks(most_boxes=3)
-    parts = [len(components(masks.boxes(200, np.random.default_rng(i)) == 1, 1)) for i in range(200)]
+    parts = [len(components(masks.boxes(200, 200, np.random.default_rng(i)) == 1, 1)) for i in range(200)]
     assert set(parts) == {1, 2, 3}
 
 
 def test_a_stroke_is_one_thick_part_inside_the_image():
     masks = RandomMasks(most_strokes=1)
     for i in range(100):
-        mask = masks.strokes(128, np.random.default_rng(i))
+        mask = masks.strokes(128, 128, np.random.default_rng(i))
         (part,) = components(mask == 1, 1)
         assert part.sum() == mask.sum()
         longest = max(len(run) for row in mask for run in "".join(map(str, row)).split("0"))
@@ -74,7 +74,7 @@ def test_outpainting_takes_one_to_four_sides_equally_often():
     sides = np.zeros(4, int)
     touched = np.zeros(4, int)
     for i in range(1200):
-        mask = masks.outpainting(64, np.random.default_rng(i))
+        mask = masks.outpainting(64, 64, np.random.default_rng(i))
         known = np.argwhere(mask == 0)
         (top, left), (bottom, right) = known.min(0), 63 - known.max(0)
         depths = np.array([top, bottom, left, right])
@@ -87,7 +87,7 @@ def test_outpainting_takes_one_to_four_sides_equally_often():
 
 
 def test_as_a_condition_it_is_a_pure_function_of_the_generator():
-    frame = Frame(80, 64, 8, 0, 64, False, 32)
+    frame = Frame(80, 64, 8, 0, 64, 64, False, 32, 32)
     first, again, other = (RandomMasks()(None, frame, None, np.random.default_rng(seed)) for seed in (1, 1, 2))
     assert first.shape == (1, 32, 32)
     assert (first == again).all()
@@ -109,3 +109,23 @@ def test_as_a_condition_it_is_a_pure_function_of_the_generator():
 def test_senseless_options_are_refused(options, message):
     with pytest.raises(InputError, match=message):
         RandomMasks(**options)
+
+
+@pytest.mark.parametrize("law", [*ONLY, None])
+@pytest.mark.parametrize(("least", "most"), [(0.1, 0.75), (0.4, 0.5), (0.85, 0.95)])
+@pytest.mark.parametrize("shape", [(12, 40), (64, 36)])
+def test_masks_of_images_that_are_not_square(law, least, most, shape):
+    weights = {} if law is None else {**ONLY, law: 1.0}
+    masks = RandomMasks(**weights, min_share=least, max_share=most)
+    shares = []
+    for i in range(30):
+        mask = masks.draw(*shape, np.random.default_rng(i))
+        assert mask.shape == shape
+        shares.append(mask.mean())
+    assert least <= min(shares) <= max(shares) <= most
+
+
+def test_masks_of_squares_are_what_they_were():
+    """Sums of the first masks, from the version that knew squares only."""
+    found = [int(RandomMasks().draw(48, 48, np.random.default_rng(i)).sum()) for i in range(8)]
+    assert found == [399, 773, 626, 456, 1716, 1156, 580, 684]

@@ -2,9 +2,11 @@ from __future__ import annotations
 
 from itertools import chain
 
+import numpy as np
 import pytest
+import torch
 
-from latentdiff.data.plan import BatchPlan, SequentialPlan, draw_uniform, rank_slice
+from latentdiff.data.plan import BatchPlan, EpochOrder, LastEpochs, SequentialPlan, draw_int, draw_uniform, rank_slice
 
 
 def stream_of(plan, numbers):
@@ -62,3 +64,53 @@ def test_draws_are_fixed_for_all_time_and_uniform():
     assert sum(values) / 4000 == pytest.approx(0.5, abs=3 * (1 / 12 / 4000) ** 0.5)
     assert 0 <= min(values) < 0.002
     assert 0.998 < max(values) < 1
+
+
+def shards_of(count, per_shard):
+    return (np.arange(count) // per_shard).astype(np.int32)
+
+
+def test_a_window_over_the_whole_set_is_the_plain_permutation():
+    """The order of runs from before there was a window."""
+    generator = torch.Generator().manual_seed(draw_int(5, 3))
+    expected = torch.randperm(1000, generator=generator).tolist()
+    for window in (1000, 65_536):
+        assert EpochOrder(1000, 5, shard_of=shards_of(1000, 50), window=window)(3).tolist() == expected
+
+
+@pytest.mark.parametrize(("window", "per_shard"), [(1, 10), (100, 50), (400, 100), (999, 50)])
+def test_a_bounded_shuffle_moves_no_sample_by_a_window(window, per_shard):
+    order = EpochOrder(1000, 5, shard_of=shards_of(1000, per_shard), window=window)
+    unmoved = EpochOrder(1000, 5, shard_of=shards_of(1000, per_shard), window=1)
+    for epoch in range(3):
+        by_shard, found = unmoved(epoch), order(epoch)
+        assert sorted(found) == list(range(1000))
+        place = np.empty(1000, int)
+        place[by_shard] = np.arange(1000)
+        moved = np.abs(place[found] - np.arange(1000))
+        assert (window - 1) // 3 <= moved.max() < window
+        runs = shards_of(1000, per_shard)[by_shard]
+        assert (np.diff(runs) != 0).sum() == 1000 // per_shard - 1
+        assert sorted(by_shard[: per_shard * 2]) != by_shard[: per_shard * 2].tolist()
+
+
+def test_few_shards_are_read_at_a_time():
+    shard = shards_of(20_000, 100)
+    order = EpochOrder(20_000, 0, shard_of=shard, window=1000)(0)
+    spread = [len(set(shard[order[start : start + 50]])) for start in range(0, 20_000, 50)]
+    assert max(spread) <= 21
+
+
+def test_windowed_epochs_differ_and_depend_on_the_seed_and_epoch_alone():
+    def order(seed, epoch):
+        return tuple(EpochOrder(300, seed, shard_of=shards_of(300, 20), window=40)(epoch))
+
+    assert len({order(seed, epoch) for seed in range(3) for epoch in range(3)}) == 9
+    assert order(2, 2) == order(2, 2)
+
+
+def test_the_last_two_epochs_are_remembered():
+    drawn = []
+    epochs = LastEpochs(lambda epoch: drawn.append(epoch) or epoch)
+    assert [epochs[e] for e in (0, 0, 1, 0, 1, 2, 1, 2, 3)] == [0, 0, 1, 0, 1, 2, 1, 2, 3]
+    assert drawn == [0, 1, 2, 3]

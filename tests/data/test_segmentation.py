@@ -19,7 +19,7 @@ from latentdiff.data.segmentation import EdgeMaps, SegmentationMaps
 def laid(data, classes=10, height=4, width=4, **options):
     pixels = np.zeros((height, width, 3), np.uint8)
     sample = Sample(pixels, [], -1, {}, "'set/7' in set.tar", {"seg.png": data}.get)
-    frame = Frame(height, width, 0, 0, min(height, width), False, min(height, width))
+    frame = Frame(height, width, 0, 0, *2 * [min(height, width)], False, *2 * [min(height, width)])
     return SegmentationMaps(classes=classes, **options)(sample, frame, None, None)
 
 

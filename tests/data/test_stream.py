@@ -11,21 +11,22 @@ import torch
 from latentdiff.config.errors import InputError
 from latentdiff.data.image_reader import ImageReader
 from latentdiff.data.plan import BatchPlan, SequentialPlan
+from latentdiff.data.shard_set import ShardSet
 from latentdiff.data.stream import BatchLoader, ReadCounts, ShardDataset
-from latentdiff.data.transforms import SquareCrop
+from latentdiff.data.transforms import CoverCrop
 
 READING = ("require_captions", "labels", "conditions", "max_pixels", "with_attributes", "draw")
 
 
 def dataset(shards, batch=8, seed=0, **options):
-    transform = SquareCrop(size=8, random_crop=True, flip=True)
+    transform = CoverCrop(size=8, random_crop=True, flip=True)
     reading = {name: options.pop(name) for name in READING if name in options}
     reader = ImageReader(shards, transform=transform, seed=seed, **reading)
     return ShardDataset(shards, plan=BatchPlan(len(shards), batch, seed), reader=reader, **options)
 
 
 def fixed(shards, plan, **reading):
-    reader = ImageReader(shards, transform=SquareCrop(size=8), seed=5, draw=False, **reading)
+    reader = ImageReader(shards, transform=CoverCrop(size=8), seed=5, draw=False, **reading)
     return ShardDataset(shards, plan=plan, reader=reader)
 
 
@@ -145,10 +146,14 @@ def test_too_many_broken_samples_stop_the_run(make_set, samples, workers):
     assert len(list(BatchLoader(dataset(shards, max_broken=0.03), range(12), num_workers=workers))) == 12
 
 
-def test_a_caption_missing_where_it_is_required_is_an_error(make_set, png, image):
-    shards = make_set([{"png": png(image(1)), "json": {"other": 1}}])
-    with pytest.raises(InputError, match=r"'00000/000000000' in .* has no caption"):
-        dataset(shards, batch=1, require_captions=True)[0]
+def test_a_sample_without_the_caption_it_must_have_is_skipped(make_set, samples, caplog):
+    content = samples(8)
+    content[3]["txt"] = " "
+    data = dataset(make_set(content), require_captions=True)
+    assert set(data[0].caption) == {f"picture {i}" for i in range(8) if i != 3}
+    assert data.counts == ReadCounts(7, 1, 8)
+    assert "skipped sample '00000/000000003' in " in caplog.text
+    assert "it has no caption" in caplog.text
 
 
 def test_workers_share_the_counts(make_set, samples):
@@ -169,3 +174,59 @@ def test_workers_survive_signals_from_outside_and_end_with_the_last_batch(shards
     assert numbers == list(range(12))
     assert len(workers) == 2
     assert [worker.exitcode for worker in workers] == [0, 0]
+
+
+def known_broken(shards, indices):
+    """The set as ``damaged=skip`` opens it when these samples' shard has gone."""
+    lost = np.zeros(len(shards.table), dtype=bool)
+    lost[indices] = True
+    return ShardSet(shards.table, shards.files, lost=lost)
+
+
+@pytest.mark.parametrize(("ranks", "workers"), [(1, 0), (2, 2)])
+def test_one_shard_is_split_over_ranks_and_workers(make_set, samples, ranks, workers):
+    shards = make_set(samples(48))
+    assert len(shards.table.paths) == 1
+    for epoch in range(2):
+        numbers = range(6 * epoch, 6 * epoch + 6)
+        keys = [key for batch in joined(shards, ranks, workers, numbers) for key in batch[0]]
+        assert sorted(keys) == sorted(shards.all_keys())
+
+
+@pytest.mark.parametrize(("ranks", "workers"), [(1, 0), (2, 0), (2, 2)])
+def test_over_all_ranks_and_workers_seen_and_skipped_are_all_samples(make_set, samples, ranks, workers):
+    content = samples(200)
+    for i in (7, 77, 177):
+        content[i]["png"] = b"no picture"
+    shards = known_broken(make_set(content, per_shard=20), range(40, 60))
+    sets = [dataset(shards, rank=rank, ranks=ranks, max_broken=0.2) for rank in range(ranks)]
+    seen = set()
+    for data in sets:
+        for batch in BatchLoader(data, range(25), num_workers=workers):
+            seen |= set(batch.keys)
+    assert len(seen) == 177
+    status = torch.stack([data.status for data in sets]).amax(0)
+    assert ReadCounts.of(status) == ReadCounts(seen=177, skipped=23, indexed=200)
+
+
+def test_samples_known_to_be_broken_are_replaced_without_being_read(make_set, samples, monkeypatch):
+    shards = known_broken(make_set(samples(40)), [3, 4, 5])
+    asked = []
+    data = dataset(shards, max_broken=0.1)
+    monkeypatch.setattr(
+        data.reader, "read", lambda epoch, index, read=data.reader.read: asked.append(index) or read(epoch, index)
+    )
+    for number in range(5):
+        data[number]
+    assert data.counts == ReadCounts(37, 3, 40)
+    assert len(asked) == 40
+    assert not {3, 4, 5} & set(asked)
+
+
+def test_too_many_samples_known_to_be_broken_stop_the_run_at_its_start(make_set, samples):
+    shards = make_set(samples(40))
+    dataset(known_broken(shards, [3]))
+    with pytest.raises(
+        InputError, match=r"^3 of 40 samples are broken, more than data\.module\.max_broken allows \(1\)"
+    ):
+        dataset(known_broken(shards, [3, 4, 5]))

@@ -51,8 +51,8 @@ def test_a_folder_becomes_shards(folder: Path, shards: Path, capsys, tmp_path: P
     assert cli.main(["shards", "make", str(folder), str(tmp_path / "again")]) == 0
     said = capsys.readouterr()
     assert f"{PICTURES} images in 1 shards" in said.out
-    assert "8 without a caption: 000.png" in said.err
-    assert "1 left out: broken.jpg" in said.err
+    assert "8 no caption:\n  000.png" in said.err
+    assert "1 unreadable:\n  broken.jpg" in said.err
 
 
 def test_stage_one_needs_no_captions_and_stage_two_does(programs, shards: Path, metrics, tmp_path: Path) -> None:
@@ -80,3 +80,17 @@ def test_stage_two_on_captioned_shards(programs, folder: Path, tmp_path: Path) -
     where = tmp_path / "results"
     programs.done("evaluate", *programs.use, f"checkpoint={two}", "num_images=12", f"run_dir={where}")
     assert set(json.loads((where / "results.json").read_text())["results"]) == {"frechet"}
+
+
+def test_stage_one_on_buckets_and_on_shards_drawn_with_replacement(
+    programs, shards: Path, metrics, tmp_path: Path
+) -> None:
+    tars = f"{shards}/{{00000..00000}}.tar"
+    buckets = ("data=webdataset", "data.buckets=[[32,32],[24,40],[40,24]]", "data.min_size=22")
+    for name, choice in (("buckets", buckets), ("resampled", ("data=resampled",))):
+        given = (*choice, f"data.train={tars}", f"data.val={tars}", f"run_dir={tmp_path / name}")
+        programs.done("train", *programs.stage_one, *given)
+        assert metrics(tmp_path / name)[-1]["images_seen"] == 32
+    faulty = programs("train", *programs.stage_one, *own(shards), "data.buckets=[[33,32]]")
+    assert faulty.code == 2
+    assert "data.buckets: 33x32 is not divisible by the autoencoder's factor = 2" in faulty.err

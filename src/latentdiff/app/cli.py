@@ -6,23 +6,18 @@ import argparse
 import dataclasses
 import sys
 
+from latentdiff.app import shards
 from latentdiff.config.errors import InputError
 
 FORMATS = ("format=diffusers", "format=ldm")
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs one verb and returns the exit code: 0 done, 2 for input that is at fault."""
+    """Runs one verb and returns the exit code: 0 done, 1 where the system refuses (a full disk), 2 for input that is at
+    fault, 130 after Ctrl-C."""
     parser = argparse.ArgumentParser(prog="latentdiff", description="Tools around latentdiff's training.")
     verbs = parser.add_subparsers(dest="verb", required=True)
-    shards = verbs.add_parser("shards", help="data sets as WebDataset shards")
-    make = shards.add_subparsers(dest="what", required=True).add_parser(
-        "make", help="images with .txt captions beside them -> shards with an index"
-    )
-    make.add_argument("folder", help="searched with all its subfolders")
-    make.add_argument("dest", help="new folder for the shards")
-    make.add_argument("--size", type=int, default=None, metavar="PX", help="shrink to this shorter side first")
-    make.set_defaults(run=_make_shards)
+    shards.add(verbs)
     _add_export(verbs)
     _add_import(verbs)
     ema = verbs.add_parser("ema", help="a run's snapshots -> a checkpoint with the average of any length")
@@ -38,6 +33,9 @@ def main(argv: list[str] | None = None) -> int:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         return 130
     return 0
@@ -116,19 +114,3 @@ def _ema(arguments: argparse.Namespace) -> None:
     made = reconstruct(arguments.run_dir, arguments.dest, length=arguments.length)
     print(f"checkpoint written: {made.path}")
     print(f"average of length {made.length:g} from {made.snapshots} snapshots, profile off by {made.profile_error:.2%}")
-
-
-def _make_shards(arguments: argparse.Namespace) -> None:
-    from latentdiff.data.folder import make_shards
-
-    summary = make_shards(arguments.folder, arguments.dest, image_size=arguments.size)
-    print(f"{summary.written} images in {summary.shards} shards, {summary.bytes / 2**20:.1f} MiB: {arguments.dest}")
-    _list("without a caption", summary.without_caption)
-    _list("left out", summary.unreadable)
-    _list("maps without an image", summary.lone_maps)
-
-
-def _list(what: str, names: list[str]) -> None:
-    if names:
-        more = "" if len(names) <= 10 else f" and {len(names) - 10} more"
-        print(f"{len(names)} {what}: {', '.join(names[:10])}{more}", file=sys.stderr)

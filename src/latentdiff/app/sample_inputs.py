@@ -14,7 +14,7 @@ from torch import Tensor
 from latentdiff.app.sample_request import Reads, Scene
 from latentdiff.config.errors import InputError
 from latentdiff.data.decode import BrokenSampleError, decode_map, decode_rgb
-from latentdiff.data.transforms import SquareCrop
+from latentdiff.data.transforms import CoverCrop
 from latentdiff.types import UNLABELLED
 
 WHITE = 128
@@ -40,7 +40,7 @@ def read_fields(scene: Scene, reads: Reads, size: int) -> dict[str, Tensor]:
         if "low_res" in reads.fields:
             found["low_res"] = _small(scene.image, pixels, size, reads.fields["low_res"].factor)
         else:
-            found["image"] = SquareCrop(size=size)(pixels, 0.5, 0.5)
+            found["image"] = CoverCrop(size=size)(pixels, 0.5, 0.5)
     if scene.mask is not None:
         found["mask"] = _mask(scene.mask, shape, size)
     if "segmentation" in reads.fields:
@@ -69,7 +69,7 @@ def _small(path: Path, pixels: np.ndarray, size: int, factor: int) -> Tensor:
             f"image: '{path}' is {edge} pixels high or wide; expected a small image: {size // factor} pixels, or up to "
             f"the {size} of the result, which is reduced to that"
         )
-    return SquareCrop(size=size // factor)(pixels, 0.5, 0.5)
+    return CoverCrop(size=size // factor)(pixels, 0.5, 0.5)
 
 
 def _mask(path: Path, shape: tuple[int, int], size: int) -> Tensor:
@@ -116,4 +116,4 @@ def _stored_size(data: bytes) -> tuple[int, int]:
 
 
 def _laid(values: np.ndarray, size: int) -> Tensor:
-    return SquareCrop(size=size).frame(*values.shape, 0.5, 0.5).lay(values.astype(np.uint8))
+    return CoverCrop(size=size).frame(*values.shape, 0.5, 0.5).lay(values.astype(np.uint8))

@@ -27,6 +27,7 @@ PATH_KEYS = (
     "map",
     "data.train",
     "data.val",
+    "data.cache",
     "data.root",
     "paths.*",
     "*.checkpoint",
@@ -40,7 +41,7 @@ PATH_KEYS = (
     "*.overrides",
 )
 """Files, folders, URLs, shard patterns, and overrides of another run; ``${...}`` stays an interpolation."""
-SWITCHES = ("backbone.checkpoint",)
+SWITCHES = ("backbone.checkpoint", "data.weights")
 """Keys of ``PATH_KEYS`` that are none."""
 
 _OVERRIDE = re.compile(r"(\+{0,2})([A-Za-z_][\w.\-]*)=(.*)", re.DOTALL)

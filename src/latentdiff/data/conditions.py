@@ -21,29 +21,32 @@ FIELDS = ("segmentation", "mask", "low_res", "size")
 
 @dataclass(frozen=True)
 class Frame:
-    """Which square of an image became the training image, in pixels of the upright original."""
+    """Which part of an image became the training image, in pixels of the upright original."""
 
     height: int
     width: int
     """Of the original."""
     top: int
     left: int
-    edge: int
-    """The square's upper left corner and its edge."""
+    """The part's upper left corner."""
+    crop_height: int
+    crop_width: int
     mirrored: bool
-    """The square was mirrored after it was cut out."""
-    size: int
-    """Edge of the training image."""
+    """The part was mirrored after it was cut out."""
+    out_height: int
+    out_width: int
+    """Of the training image."""
 
     def lay(self, values: np.ndarray) -> Tensor:
-        """A map (H, W) of the original's size, as the training image was cut, resized and mirrored: (size, size).
+        """A map (H, W) of the original's size, as the training image was cut, resized and mirrored: (out_height,
+        out_width).
 
         Each pixel takes the value at its centre, so that no value is mixed; where the centre lies between two pixels
         of the original, the right or lower one's (of an image that is mirrored afterwards, its mirror image).
         """
-        centres = nearest(self.edge, self.size)
-        columns = self.left + (centres[::-1] if self.mirrored else centres)
-        return torch.from_numpy(np.ascontiguousarray(values[self.top + centres][:, columns]))
+        rows, columns = nearest(self.crop_height, self.out_height), nearest(self.crop_width, self.out_width)
+        columns = self.left + (columns[::-1] if self.mirrored else columns)
+        return torch.from_numpy(np.ascontiguousarray(values[self.top + rows][:, columns]))
 
 
 def nearest(length: int, size: int) -> np.ndarray:
@@ -60,7 +63,7 @@ class Condition(Protocol):
     def __call__(self, sample: Sample, frame: Frame, image: Tensor, rng: np.random.Generator) -> Tensor:
         """One sample's value of the field, without the batch axis.
 
-        ``image`` is the training image, uint8 (3, size, size); ``frame`` says how it was cut from ``sample.pixels``.
+        ``image`` is the training image, uint8 (3, H, W); ``frame`` says how it was cut from ``sample.pixels``.
         ``rng`` is the only source of chance. Raises InputError where the sample does not fit the configuration,
         BrokenSampleError where one of its files is damaged.
         """
@@ -74,16 +77,16 @@ def check_fields(conditions: Mapping[str, Condition]) -> None:
             raise InputError(f"conditions: a batch has no field '{name}'; expected {', '.join(FIELDS)}{near}")
 
 
-def check_value(name: str, value: Tensor, size: int) -> None:
-    """InputError where ``value``, one sample's, is not what ``Batch`` says of the field, for images of ``size``."""
+def check_value(name: str, value: Tensor, height: int, width: int) -> None:
+    """InputError where ``value``, one sample's, is not what ``Batch`` says of the field, for images of this size."""
     shape, dtype = tuple(value.shape), value.dtype
     wanted: tuple[torch.dtype, tuple[int, ...]] = {
-        "segmentation": (torch.uint8, (size, size)),
-        "mask": (torch.uint8, (1, size, size)),
+        "segmentation": (torch.uint8, (height, width)),
+        "mask": (torch.uint8, (1, height, width)),
         "low_res": (torch.uint8, (3, *shape[1:])),
         "size": (torch.int64, (6,)),
     }[name]
-    smaller = name != "low_res" or (len(shape) == 3 and max(shape[1:]) < size)
+    smaller = name != "low_res" or (len(shape) == 3 and shape[1] < height and shape[2] < width)
     if (dtype, shape) != wanted or not smaller:
         expected = "(3, H', W') smaller than the image" if name == "low_res" else wanted[1]
         raise InputError(

@@ -3,41 +3,52 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
 from torch import distributed
+from torch.utils.data import Dataset
 
 from latentdiff.config.errors import InputError
+from latentdiff.data.buckets import AspectBuckets, BucketCrops, assign, checked_sizes
 from latentdiff.data.conditions import Condition, check_fields, check_value
+from latentdiff.data.filters import known_sizes
 from latentdiff.data.image_reader import ImageReader
 from latentdiff.data.labels import Labels
-from latentdiff.data.plan import BatchPlan, SequentialPlan
+from latentdiff.data.plan import SHUFFLE, SequentialPlan
+from latentdiff.data.resampled import ResampledDataset, ResampledShards
 from latentdiff.data.sample import check_captions, check_labels
 from latentdiff.data.shard_set import ShardSet
 from latentdiff.data.sources import Source
-from latentdiff.data.stream import BatchLoader, ReadCounts, ShardDataset
-from latentdiff.data.transforms import SquareCrop
+from latentdiff.data.stream import BatchLoader, ReadCounts, Reader, Readers, ShardDataset
+from latentdiff.data.training_plan import training_plan
+from latentdiff.data.transforms import CoverCrop, Crops
 from latentdiff.data.worker import available_cores
 from latentdiff.types import Batch
+
+_log = logging.getLogger(__name__)
 
 
 class DataModule(pl.LightningDataModule):
     """Batches of ``source`` as uint8 squares of ``image_size``; ``global_batch`` is shared equally by the ranks.
 
-    Training is one pass over the batches ``start_batch`` .. ``max_batches`` - 1 of an endless plan, whose epochs are
-    permutations, so the trainer runs with ``max_epochs=1``; to resume, set ``start_batch`` to the number of batches
-    seen before ``fit``. ``max_batches`` None means one epoch. Validation goes through the samples in their order,
-    ``val_batch`` (default ``global_batch``) at a time, all of them, main caption, centre crop, with attributes; the
-    ranks' parts of its last batch differ by at most one sample and none is empty.
-    ``num_workers`` None means a worker process per four CPU cores, at most four: on two cores a worker would only
-    keep the training threads waiting for each other.
+    Training is one pass over the batches ``start_batch`` .. ``max_batches`` - 1 (None: of one epoch) of an endless
+    plan, so the trainer runs with ``max_epochs=1``; to resume, set ``start_batch`` to the number of batches seen before
+    ``fit``. Validation goes through all samples in their order, ``val_batch`` (default ``global_batch``) at a time,
+    main caption, centre crop, with attributes; the ranks' parts of its last batch differ by at most one sample and none
+    is empty. An epoch's order is shuffled within a window of ``shuffle`` samples (``plan.EpochOrder``). With
+    ``buckets``, pairs of height and width, training images are cut to that of the nearest aspect ratio, and each batch
+    is of one bucket; all else stays squares. With ``resampled`` training comes from there, and the training set of
+    ``source`` serves for checks and statistics alone. ``readers`` make samples otherwise than from images.
+    ``num_workers`` None means a worker process per four CPU cores, at most four: on two cores a worker would only keep
+    the training threads waiting for each other.
 
     Labels are read from the ``.cls``, or from the entry ``label_field`` of the ``.json``; one that is a name is looked
     up in ``class_names``. They are held against the number of ``classes`` at setup and again when read. ``conditions``
-    make further fields of the batch (``conditions.FIELDS``), in validation the same in every run.
+    make further fields of the batch (``conditions.FIELDS``). For ``background`` see ``ImageReader``.
 
     The loaders split the data among the ranks themselves; Lightning's ``use_distributed_sampler`` does not touch them.
     """
@@ -61,8 +72,15 @@ class DataModule(pl.LightningDataModule):
         class_names: Sequence[str] | None = None,
         conditions: Mapping[str, Condition] | None = None,
         max_pixels: int = 64_000_000,
+        background: Sequence[int] = (255, 255, 255),
         max_broken: float = 0.01,
+        shuffle: int = SHUFFLE,
+        buckets: Sequence[Sequence[int]] | AspectBuckets | None = None,
+        resampled: ResampledShards | None = None,
+        readers: Readers | None = None,
     ) -> None:
+        if shuffle < 1:
+            raise InputError(f"data.shuffle: expected a window of at least 1 sample, got {shuffle}")
         super().__init__()
         self.source = source
         self.image_size = image_size
@@ -80,30 +98,35 @@ class DataModule(pl.LightningDataModule):
         self.class_names = class_names
         self.conditions = conditions
         self.max_pixels = max_pixels
+        self.background = background
         self.max_broken = max_broken
+        self.shuffle = shuffle
+        self.buckets = None if buckets is None else checked_sizes(buckets)
+        self.resampled = resampled
+        self.readers = readers
         self.start_batch = 0
         """Batches seen before; the training loader begins with this one."""
         self._sets: tuple[ShardSet, ShardSet] | None = None
+        self._bucket_of: np.ndarray | None = None
         self._train: ShardDataset | None = None
 
     def prepare_data(self) -> None:
         self.source.prepare()
 
     def setup(self, stage: str | None = None) -> None:
-        """Opens the sets. Raises InputError for faulty shards, for missing captions or labels that are required, for
-        unknown classes, and for conditions that lack their files or do not fit the images."""
-        if self._sets is not None:
+        """Opens the sets and fills the buckets. Raises InputError for faulty shards and too many samples known to be
+        broken, for missing captions or labels that are required, for unknown classes, for conditions that lack their
+        files or do not fit the images, and for buckets without the sizes of the images."""
+        shards = self.train_set
+        if self.buckets is None or self._bucket_of is not None:
             return
-        sets = self.source.open()
-        check_fields(self.conditions or {})
-        for shards in sets:
-            if self.require_captions:
-                check_captions(shards)
-            check_labels(shards, self._labels())
-            for condition in (self.conditions or {}).values():
-                condition.check(shards)
-            self._try_conditions(shards)
-        self._sets = sets
+        if self.resampled is not None or self.readers is not None or self.source.mixture(shards) is not None:
+            raise InputError("data.buckets cannot be used with data.weights, resampled shards or cached latents")
+        self._bucket_of = assign(known_sizes(shards, "data.buckets"), self.buckets, self.global_batch)
+        for bucket in np.unique(self._bucket_of):
+            members = np.flatnonzero((self._bucket_of == bucket) & ~shards.broken())
+            if len(members):
+                self._try(shards.select(members), CoverCrop(size=self.buckets[bucket]))
 
     @property
     def train_set(self) -> ShardSet:
@@ -117,29 +140,29 @@ class DataModule(pl.LightningDataModule):
 
     def fingerprint(self) -> str:
         """Hex digest of the training samples and the image size; call ``prepare_data`` first."""
-        return hashlib.sha256(f"{self.train_set.fingerprint()} {self.image_size}".encode()).hexdigest()
+        samples = self.train_set.fingerprint() if self.resampled is None else " ".join(self.resampled.paths())
+        return hashlib.sha256(f"{samples} {self.image_size}".encode()).hexdigest()
 
     def train_dataloader(self) -> BatchLoader:
+        self.setup()
         rank, ranks = self._rank_and_ranks()
         if self.global_batch % ranks:
-            raise InputError(
-                f"global_batch={self.global_batch} cannot be shared equally by {ranks} processes; change it"
-            )
-        plan = BatchPlan(len(self.train_set), self.global_batch, self.seed)
-        stop = plan.batches_per_epoch if self.max_batches is None else self.max_batches
-        self._train = ShardDataset(
-            self.train_set,
-            plan=plan,
-            reader=self._reader(
-                self.train_set,
-                transform=SquareCrop(size=self.image_size, random_crop=self.random_crop, flip=self.flip),
-                conditions=self.conditions,
-            ),
-            rank=rank,
-            ranks=ranks,
-            max_broken=self.max_broken,
-        )
-        return self._loader(self._train, range(self.start_batch, max(stop, self.start_batch)))
+            shared = f"global_batch={self.global_batch} cannot be shared equally by {ranks} processes"
+            raise InputError(f"{shared}; change it")
+        reader = self._reader(self.train_set, transform=self._crops(), conditions=self.conditions)
+        given = {"reader": reader, "rank": rank, "ranks": ranks, "max_broken": self.max_broken}
+        if self.resampled is None:
+            mixture = self.source.mixture(self.train_set)
+            options = {"window": self.shuffle, "mixture": mixture, "bucket_of": self._bucket_of}
+            plan = training_plan(self.train_set, self.global_batch, self.seed, **options)
+            dataset = self._train = ShardDataset(self.train_set, plan=plan, **given)
+            stop = plan.batches_per_epoch if self.max_batches is None else self.max_batches
+        elif self.max_batches is None:
+            raise InputError("max_batches: resampled shards have no epochs; say how many batches to train on")
+        else:
+            options = {"global_batch": self.global_batch, "seed": self.seed, "start": self.start_batch}
+            dataset, stop = ResampledDataset(self.resampled, **options, **given), self.max_batches
+        return self._loader(dataset, range(self.start_batch, max(stop, self.start_batch)))
 
     def val_dataloader(self) -> BatchLoader:
         rank, ranks = self._rank_and_ranks()
@@ -154,18 +177,37 @@ class DataModule(pl.LightningDataModule):
         count = min(count, len(self.val_set))
         return self._fixed(self.val_set, SequentialPlan(len(self.val_set), count, 1), 0, 1)[0]
 
+    def fixed_reader(self, shards: ShardSet) -> Reader:
+        """Of samples as evaluation sees them, without conditions."""
+        return self._reader(shards, transform=CoverCrop(size=self.image_size), conditions=None, draw=False)
+
     def statistics_batches(self, count: int) -> Iterator[Batch]:
         """This rank's share of ``count`` training samples spread over the set, without augmentation or conditions."""
         rank, ranks = self._rank_and_ranks()
-        count = min(count, len(self.train_set))
-        chosen = self.train_set.select(np.linspace(0, len(self.train_set) - 1, count).astype(np.int64))
+        usable = np.flatnonzero(~self.train_set.broken())
+        count = min(count, len(usable))
+        chosen = self.train_set.select(usable[np.linspace(0, len(usable) - 1, count).astype(np.int64)])
         plan = SequentialPlan(count, max(min(count, self.val_batch), ranks), ranks)
         dataset = self._fixed(chosen, plan, rank, ranks, with_conditions=False)
         return (dataset[number] for number in range(plan.num_batches))
 
     def counts(self) -> ReadCounts:
-        """What this rank's training loader has read so far."""
-        return ReadCounts(0, 0, len(self.train_set)) if self._train is None else self._train.counts
+        """What the training loaders of all ranks have read since the start or resumption; to be called on all ranks."""
+        if self._train is None:
+            return ReadCounts(0, 0, len(self.train_set))
+        status = self._train.status
+        if distributed.is_available() and distributed.is_initialized():
+            status = status.to("cuda" if distributed.get_backend() == "nccl" else "cpu", copy=True)
+            distributed.all_reduce(status, distributed.ReduceOp.MAX)
+        return ReadCounts.of(status)
+
+    def teardown(self, stage: str | None = None) -> None:
+        """Says at the end of training how many samples could not be used."""
+        if stage == "fit" and self._train is not None:
+            counts = self.counts()
+            if counts.skipped and self._rank_and_ranks()[0] == 0:
+                said = "%d of %d training samples were skipped, %d read"
+                _log.warning(said, counts.skipped, counts.indexed, counts.seen)
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         return batch.to(device, non_blocking=True)
@@ -175,28 +217,43 @@ class DataModule(pl.LightningDataModule):
             classes=self.classes, entry=self.label_field, names=self.class_names, required=self.require_labels
         )
 
-    def _try_conditions(self, shards: ShardSet) -> None:
+    def _crops(self) -> Crops:
+        """How training images are cut."""
+        options = {"random_crop": self.random_crop, "flip": self.flip}
+        if self.buckets is None or self._bucket_of is None:
+            return CoverCrop(size=self.image_size, **options)
+        return BucketCrops([CoverCrop(size=size, **options) for size in self.buckets], self._bucket_of)
+
+    def _try(self, shards: ShardSet, crop: CoverCrop) -> None:
         """Makes the fields of the first sample, before any work."""
+        dataset = self._fixed(shards, SequentialPlan(len(shards), 1), 0, 1, crop=crop)
         if self.conditions:
-            batch = self._fixed(shards, SequentialPlan(len(shards), 1), 0, 1)[0]
+            batch = dataset[0]
             for name in self.conditions:
-                check_value(name, getattr(batch, name)[0], self.image_size)
+                check_value(name, getattr(batch, name)[0], *crop.size)
 
     def _fixed(
-        self, shards: ShardSet, plan: SequentialPlan, rank: int, ranks: int, with_conditions: bool = True
+        self,
+        shards: ShardSet,
+        plan: SequentialPlan,
+        rank: int,
+        ranks: int,
+        *,
+        with_conditions: bool = True,
+        crop: CoverCrop | None = None,
     ) -> ShardDataset:
         """Samples as evaluation sees them: main caption, centre crop, with attributes."""
-        reader = self._reader(
-            shards,
-            transform=SquareCrop(size=self.image_size),
-            draw=False,
-            conditions=self.conditions if with_conditions else None,
-        )
+        conditions = self.conditions if with_conditions else None
+        transform = crop or CoverCrop(size=self.image_size)
+        reader = self._reader(shards, transform=transform, conditions=conditions, draw=False)
         return ShardDataset(shards, plan=plan, reader=reader, rank=rank, ranks=ranks, max_broken=self.max_broken)
 
     def _reader(
-        self, shards: ShardSet, *, transform: SquareCrop, conditions: Mapping[str, Condition] | None, draw: bool = True
-    ) -> ImageReader:
+        self, shards: ShardSet, *, transform: Crops, conditions: Mapping[str, Condition] | None, draw: bool = True
+    ) -> Reader:
+        if self.readers is not None:
+            options = {"flip": self.flip and draw, "labels": self._labels(), "require_captions": self.require_captions}
+            return self.readers(shards, draw=draw, seed=self.seed, **options)
         return ImageReader(
             shards,
             transform=transform,
@@ -207,14 +264,29 @@ class DataModule(pl.LightningDataModule):
             labels=self._labels(),
             conditions=conditions,
             max_pixels=self.max_pixels,
+            background=self.background,
         )
 
     def _opened(self) -> tuple[ShardSet, ShardSet]:
-        self.setup()
-        assert self._sets is not None
+        if self._sets is None:
+            sets = self.source.open()
+            check_fields(self.conditions or {})
+            for shards in sets:
+                self._check(shards)
+            self._sets = sets
         return self._sets
 
-    def _loader(self, dataset: ShardDataset, numbers: range) -> BatchLoader:
+    def _check(self, shards: ShardSet) -> None:
+        if self.require_captions:
+            check_captions(shards)
+        check_labels(shards, self._labels())
+        for condition in (self.conditions or {}).values():
+            condition.check(shards)
+        if self.readers is not None:
+            self.readers.check(shards)
+        self._try(shards, CoverCrop(size=self.image_size))
+
+    def _loader(self, dataset: Dataset, numbers: range) -> BatchLoader:
         return BatchLoader(dataset, numbers, num_workers=self.num_workers, pin_memory=torch.cuda.is_available())
 
     def _rank_and_ranks(self) -> tuple[int, int]:

@@ -77,7 +77,7 @@ class Jpeg:
 
 
 class Degraded:
-    """uint8 (3, size / factor, size / factor): blurred, reduced, with noise, compressed, in this order (a simplified
+    """uint8 (3, H / factor, W / factor): blurred, reduced, with noise, compressed, in this order (a simplified
     BSRGAN, arXiv:2103.14006, section 3, which shuffles its steps).
 
     Reduced by torch's antialiased bicubic resize; without ``blur``, ``noise`` and ``jpeg`` that is all. Raises
@@ -102,14 +102,15 @@ class Degraded:
         """Every sample has an image."""
 
     def __call__(self, sample: Sample, frame: Frame, image: Tensor, rng: np.random.Generator) -> Tensor:
-        if frame.size % self.factor:
+        height, width = frame.out_height, frame.out_width
+        if height % self.factor or width % self.factor:
             raise InputError(
-                f"Degraded: factor {self.factor} does not divide the image size {frame.size}; "
-                "change data.size or the factor"
+                f"Degraded: factor {self.factor} does not divide the image size {height}x{width}; "
+                "change data.size, data.buckets or the factor"
             )
         if self.blur is not None:
             image = self.blur(image, rng)
-        size = (frame.size // self.factor, frame.size // self.factor)
+        size = (height // self.factor, width // self.factor)
         image = interpolate(image[None], size=size, mode="bicubic", antialias=True, align_corners=False)[0]
         if self.noise is not None:
             image = self.noise(image, rng)

@@ -79,7 +79,7 @@ class Labels:
             return value
         if isinstance(value, str):
             return value.strip()
-        raise BrokenSampleError(f"its label ({self.place}) is neither a whole number nor a name but {value!r}")
+        raise BrokenSampleError(f"its label ({self.place}) is neither a whole number nor a name but {repr(value)[:40]}")
 
     def _index(self, value: str | int, where: str) -> int:
         """A name is looked up first, so that names may be digits."""

@@ -20,11 +20,11 @@ _STROKE_WIDTH = (0.05, 0.2)
 _STROKE_LENGTH = (0.1, 0.4)
 _STROKE_TURN = (np.pi / 6, 5 * np.pi / 6)
 _BAND_DEPTH = (1 / 8, 3 / 8)
-"""Lengths are shares of the image's edge."""
+"""Lengths are shares of the image's height or width, those of strokes of the shorter."""
 
 
 class RandomMasks:
-    """uint8 (1, size, size), 1 where the image is to be made: a mixture of three laws.
+    """uint8 (1, H, W), 1 where the image is to be made: a mixture of three laws.
 
     - boxes: 1 to ``most_boxes`` rectangles, each edge uniform in 0.12 .. 0.6 of the image's, anywhere inside it (as the
       box masks of LaMa, arXiv:2109.07161, section 2.4, which LDM trains its inpainting with).
@@ -75,73 +75,75 @@ class RandomMasks:
         """Masks need no file."""
 
     def __call__(self, sample: Sample, frame: Frame, image: Tensor, rng: np.random.Generator) -> Tensor:
-        return torch.from_numpy(self.draw(frame.size, rng))[None]
+        return torch.from_numpy(self.draw(frame.out_height, frame.out_width, rng))[None]
 
-    def draw(self, size: int, rng: np.random.Generator) -> np.ndarray:
-        """uint8 (size, size)."""
+    def draw(self, height: int, width: int, rng: np.random.Generator) -> np.ndarray:
+        """uint8 (height, width)."""
         law = self._laws[min(int(np.searchsorted(self._up_to, rng.random(), side="right")), len(self._laws) - 1)]
         for _ in range(_TRIES):
-            mask = law(size, rng)
+            mask = law(height, width, rng)
             if self.min_share <= mask.mean() <= self.max_share:
                 return mask
-        return self._fitting_box(size, rng)
+        return self._fitting_box(height, width, rng)
 
-    def boxes(self, size: int, rng: np.random.Generator) -> np.ndarray:
-        """uint8 (size, size): boxes, whatever their share."""
-        mask = np.zeros((size, size), np.uint8)
+    def boxes(self, height: int, width: int, rng: np.random.Generator) -> np.ndarray:
+        """uint8 (height, width): boxes, whatever their share."""
+        mask = np.zeros((height, width), np.uint8)
         for _ in range(rng.integers(1, self.most_boxes + 1)):
-            height, width = np.maximum(1, np.rint(rng.uniform(*_BOX_EDGE, 2) * size)).astype(int)
-            _fill_somewhere(mask, height, width, rng)
+            edges = np.maximum(1, np.rint(rng.uniform(*_BOX_EDGE, 2) * (height, width))).astype(int)
+            _fill_somewhere(mask, *edges, rng)
         return mask
 
-    def strokes(self, size: int, rng: np.random.Generator) -> np.ndarray:
-        """uint8 (size, size): free-form strokes, whatever their share."""
-        canvas = Image.new("L", (size, size))
+    def strokes(self, height: int, width: int, rng: np.random.Generator) -> np.ndarray:
+        """uint8 (height, width): free-form strokes, whatever their share."""
+        canvas = Image.new("L", (width, height))
         draw = ImageDraw.Draw(canvas)
         for _ in range(rng.integers(1, self.most_strokes + 1)):
-            width = max(1, round(rng.uniform(*_STROKE_WIDTH) * size))
-            points = _chain(size, rng)
-            draw.line([tuple(point) for point in points], fill=1, width=width)
+            thick = max(1, round(rng.uniform(*_STROKE_WIDTH) * min(height, width)))
+            points = _chain(height, width, rng)
+            draw.line([tuple(point) for point in points], fill=1, width=thick)
             for x, y in points:
-                draw.ellipse((x - width / 2, y - width / 2, x + width / 2, y + width / 2), fill=1)
+                draw.ellipse((x - thick / 2, y - thick / 2, x + thick / 2, y + thick / 2), fill=1)
         return np.array(canvas)
 
-    def outpainting(self, size: int, rng: np.random.Generator) -> np.ndarray:
-        """uint8 (size, size): bands along sides, whatever their share."""
+    def outpainting(self, height: int, width: int, rng: np.random.Generator) -> np.ndarray:
+        """uint8 (height, width): bands along sides, whatever their share."""
         sides = rng.permutation(4)[: rng.integers(1, 5)]
         depths = np.zeros(4, dtype=int)
-        depths[sides] = np.maximum(1, np.rint(rng.uniform(*_BAND_DEPTH, len(sides)) * size)).astype(int)
+        lengths = np.array([height, height, width, width])[sides]
+        depths[sides] = np.maximum(1, np.rint(rng.uniform(*_BAND_DEPTH, len(sides)) * lengths)).astype(int)
         top, bottom, left, right = depths
-        mask = np.ones((size, size), np.uint8)
-        mask[top : size - bottom, left : size - right] = 0
+        mask = np.ones((height, width), np.uint8)
+        mask[top : height - bottom, left : width - right] = 0
         return mask
 
-    def _fitting_box(self, size: int, rng: np.random.Generator) -> np.ndarray:
-        """A nearly square box; rounding its edges moves the share by less than half a row, which is left free."""
-        spare = min(0.5 / size, (self.max_share - self.min_share) / 2)
+    def _fitting_box(self, height: int, width: int, rng: np.random.Generator) -> np.ndarray:
+        """A box of nearly the image's shape; rounding its edges moves the share by less than half a column, which is
+        left free."""
+        spare = min(0.5 / width, (self.max_share - self.min_share) / 2)
         share = rng.uniform(self.min_share + spare, self.max_share - spare)
-        height = max(1, round(share**0.5 * size))
-        width = min(size, round(share * size * size / height))
-        mask = np.zeros((size, size), np.uint8)
-        _fill_somewhere(mask, height, width, rng)
+        high = max(1, round(share**0.5 * height))
+        wide = min(width, round(share * height * width / high))
+        mask = np.zeros((height, width), np.uint8)
+        _fill_somewhere(mask, high, wide, rng)
         return mask
 
 
-def _fill_somewhere(mask: np.ndarray, height: int, width: int, rng: np.random.Generator) -> None:
-    size = len(mask)
-    top, left = rng.integers(0, size - height + 1), rng.integers(0, size - width + 1)
-    mask[top : top + height, left : left + width] = 1
+def _fill_somewhere(mask: np.ndarray, high: int, wide: int, rng: np.random.Generator) -> None:
+    height, width = mask.shape
+    top, left = rng.integers(0, height - high + 1), rng.integers(0, width - wide + 1)
+    mask[top : top + high, left : left + wide] = 1
 
 
-def _chain(size: int, rng: np.random.Generator) -> np.ndarray:
+def _chain(height: int, width: int, rng: np.random.Generator) -> np.ndarray:
     """Corners (steps + 1, 2) of one stroke, x and y in pixels, inside the image."""
     steps = int(rng.integers(_STROKE_STEPS[0], _STROKE_STEPS[1] + 1))
     turns = rng.uniform(*_STROKE_TURN, steps) * np.where(np.arange(steps) % 2 == 0, 1, -1)
     headings = rng.uniform(0, 2 * np.pi) + np.cumsum(turns)
-    lengths = rng.uniform(*_STROKE_LENGTH, steps) * size
+    lengths = rng.uniform(*_STROKE_LENGTH, steps) * min(height, width)
     points = np.empty((steps + 1, 2))
-    points[0] = rng.uniform(0, size, 2)
+    points[0] = rng.uniform(0, (width, height))
     for step in range(steps):
         move = lengths[step] * np.array([np.cos(headings[step]), np.sin(headings[step])])
-        points[step + 1] = np.clip(points[step] + move, 0, size - 1)
+        points[step + 1] = np.clip(points[step] + move, 0, (width - 1, height - 1))
     return points

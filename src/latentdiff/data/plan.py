@@ -4,18 +4,27 @@ from __future__ import annotations
 
 import hashlib
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
+import numpy as np
 import torch
+
+T = TypeVar("T")
+SHUFFLE = 65_536
+"""Usual window of ``EpochOrder``: 65 shards of 1000 samples are read at a time."""
+_SHARDS = 1
+"""Purpose of a draw beside that of an epoch's samples."""
 
 
 @dataclass(frozen=True)
 class Slot:
-    """A place in the order of an epoch."""
+    """A place in the order of an epoch, in one of the ``part``s (sources, or buckets) that a plan may have."""
 
     epoch: int
     place: int
+    part: int = 0
 
 
 class Plan(Protocol):
@@ -25,24 +34,76 @@ class Plan(Protocol):
         """The slots of global batch ``number``."""
 
     def index(self, slot: Slot) -> int:
-        """The sample in a slot; places beyond the epoch's end go on at its start."""
+        """The sample in a slot; places beyond the end of its part go on at the start."""
+
+
+class EpochOrder:
+    """The order of ``num_samples`` samples in each epoch: a pure function of (seed, epoch).
+
+    The shards in random order, the samples of each in random order, then shuffled within a window: no sample moves by
+    ``window`` places or more, so that about window / samples-per-shard shards are read at a time. A window of at least
+    the number of samples gives any permutation equally likely. ``shard_of``: int (num_samples,), the shard of each
+    sample; None stands for one shard.
+    """
+
+    def __init__(
+        self, num_samples: int, seed: int, *, shard_of: np.ndarray | None = None, window: int = SHUFFLE
+    ) -> None:
+        if num_samples < 1 or window < 1:
+            raise ValueError(f"expected samples and a window of at least 1, got {num_samples} and {window}")
+        self.num_samples = num_samples
+        self.seed = seed
+        self.window = window
+        self._shard_of = np.zeros(num_samples, dtype=np.int32) if shard_of is None else shard_of
+
+    def __call__(self, epoch: int) -> np.ndarray:
+        """int32 (num_samples,): the samples in the epoch's order."""
+        generator = torch.Generator().manual_seed(draw_int(self.seed, epoch))
+        if self.window >= self.num_samples:
+            return torch.randperm(self.num_samples, generator=generator).numpy().astype(np.int32)
+        rng = np.random.default_rng(draw_int(self.seed, epoch, _SHARDS))
+        place = rng.permutation(int(self._shard_of.max()) + 1)[self._shard_of] + rng.random(self.num_samples)
+        by_shard = np.argsort(place, kind="stable").astype(np.int32)
+        place = np.arange(self.num_samples) + self.window * rng.random(self.num_samples)
+        return by_shard[np.argsort(place, kind="stable")]
+
+
+class LastEpochs(Generic[T]):
+    """Remembers what ``draw`` made of the last two epochs: a batch may run from one into the next."""
+
+    def __init__(self, draw: Callable[[int], T]) -> None:
+        self._draw = draw
+        self._kept: dict[int, T] = {}
+
+    def __getitem__(self, epoch: int) -> T:
+        if epoch not in self._kept:
+            if len(self._kept) > 1:
+                del self._kept[max(self._kept, key=lambda kept: abs(kept - epoch))]
+            self._kept[epoch] = self._draw(epoch)
+        return self._kept[epoch]
 
 
 class BatchPlan:
-    """Training order: each epoch a fresh permutation, batches numbered on through all epochs.
+    """Training order: each epoch in a fresh order, batches numbered on through all epochs.
 
     The incomplete batch at an epoch's end is left out. With fewer samples than ``global_batch`` the batches run on
-    from one epoch's permutation into the next, so that nothing is left out.
+    from one epoch's order into the next, so that nothing is left out. ``shard_of`` and ``window``: see ``EpochOrder``.
     """
 
-    def __init__(self, num_samples: int, global_batch: int, seed: int) -> None:
+    def __init__(
+        self,
+        num_samples: int,
+        global_batch: int,
+        seed: int,
+        *,
+        shard_of: np.ndarray | None = None,
+        window: int = SHUFFLE,
+    ) -> None:
         if num_samples < 1 or global_batch < 1:
             raise ValueError(f"expected samples and a batch of at least 1, got {num_samples} and {global_batch}")
         self.num_samples = num_samples
         self.global_batch = global_batch
-        self.seed = seed
-        self._epoch = -1
-        self._order = torch.empty(0, dtype=torch.int64)
+        self._order = LastEpochs(EpochOrder(num_samples, seed, shard_of=shard_of, window=window))
 
     @property
     def batches_per_epoch(self) -> int:
@@ -57,10 +118,7 @@ class BatchPlan:
         return [Slot(epoch, batch * self.global_batch + i) for i in range(self.global_batch)]
 
     def index(self, slot: Slot) -> int:
-        if slot.epoch != self._epoch:
-            generator = torch.Generator().manual_seed(draw_int(self.seed, slot.epoch))
-            self._order, self._epoch = torch.randperm(self.num_samples, generator=generator), slot.epoch
-        return int(self._order[slot.place % self.num_samples])
+        return int(self._order[slot.epoch][slot.place % self.num_samples])
 
     def indices(self, number: int) -> list[int]:
         """The samples of global batch ``number`` since training began."""

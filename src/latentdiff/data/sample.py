@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -15,6 +15,10 @@ from latentdiff.data.labels import Labels
 from latentdiff.data.shard_set import ShardSet
 
 _CHECKED_LABELS = 20_000
+_LONGEST_CAPTION = 8192
+"""Characters; what is beyond them no text encoder here would read."""
+_UNUSABLE = {**dict.fromkeys([*range(32), *range(127, 160)], " "), **dict.fromkeys(range(0xD800, 0xE000), "\ufffd")}
+"""Control characters (Unicode category Cc) become spaces, halves of surrogate pairs (UTF-8 has none) U+FFFD."""
 
 
 @dataclass(frozen=True)
@@ -35,13 +39,15 @@ class Sample:
     """Extension -> the bytes of that file of the sample, None where it has none."""
 
 
-def read_sample(shards: ShardSet, index: int, max_pixels: int, labels: Labels) -> Sample:
+def read_sample(
+    shards: ShardSet, index: int, max_pixels: int, labels: Labels, background: Sequence[int] = (255, 255, 255)
+) -> Sample:
     """Raises BrokenSampleError where a file of the sample cannot be used, InputError where its label is unknown."""
-    attributes = _json(shards.read(index, "json"))
+    attributes = parsed_json(shards.read(index, "json"))
     where = shards.where(index)
     return Sample(
-        pixels=decode_rgb(shards.read_image(index), max_pixels),
-        captions=_captions(shards.read(index, "txt"), attributes),
+        pixels=decode_rgb(shards.read_image(index), max_pixels, background),
+        captions=captions_of(shards.read(index, "txt"), attributes),
         label=labels.of(shards.read(index, "cls"), attributes, where),
         attributes=attributes,
         where=where,
@@ -72,7 +78,7 @@ def check_labels(shards: ShardSet, labels: Labels) -> None:
         return
     for index in np.unique(np.linspace(0, len(shards) - 1, min(len(shards), _CHECKED_LABELS)).astype(np.int64)):
         try:
-            attributes = _json(shards.read(int(index), "json")) if labels.entry is not None else {}
+            attributes = parsed_json(shards.read(int(index), "json")) if labels.entry is not None else {}
             labels.of(shards.read(int(index), "cls"), attributes, shards.where(int(index)))
         except BrokenSampleError:
             continue
@@ -88,19 +94,19 @@ def check_present(shards: ShardSet, present: np.ndarray, what: str, remedy: str)
         )
 
 
-def _json(data: bytes | None) -> dict:
+def parsed_json(data: bytes | None) -> dict:
     if not data:
         return {}
     try:
         value = json.loads(data)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BrokenSampleError(f"its .json cannot be parsed ({error})") from error
     if not isinstance(value, dict):
         raise BrokenSampleError(f"its .json is not an object but {type(value).__name__}")
     return value
 
 
-def _captions(text: bytes | None, attributes: dict) -> list[str]:
+def captions_of(text: bytes | None, attributes: dict) -> list[str]:
     """``captions`` of the .json, else the .txt, else ``caption`` of the .json."""
     several = attributes.get("captions")
     stored = several if isinstance(several, list) else []
@@ -116,4 +122,5 @@ def _captions(text: bytes | None, attributes: dict) -> list[str]:
 
 
 def _clean(caption: str) -> str:
-    return " ".join(caption.split())
+    """One line of at most ``_LONGEST_CAPTION`` characters, without control characters."""
+    return " ".join(caption.translate(_UNUSABLE).split())[:_LONGEST_CAPTION].rstrip()

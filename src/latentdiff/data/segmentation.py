@@ -20,7 +20,7 @@ _SMOOTH, _SLOPE = [0.25, 0.5, 0.25], [-0.5, 0.0, 0.5]
 
 
 class SegmentationMaps:
-    """uint8 (size, size): the class of each pixel, from the sample's ``.seg.png``; ``UNLABELLED`` where it has none.
+    """uint8 (H, W): the class of each pixel, from the sample's ``.seg.png``; ``UNLABELLED`` where it has none.
 
     The map is a gray or palette PNG whose pixel value, not colour, is the class: 0 to ``classes`` - 1, or
     ``UNLABELLED``. It has the size of the image as it is seen, after the image's EXIF orientation.
@@ -46,7 +46,7 @@ class SegmentationMaps:
     def __call__(self, sample: Sample, frame: Frame, image: Tensor, rng: np.random.Generator) -> Tensor:
         data = sample.read(MAP_EXTENSION)
         if not data:
-            return torch.full((frame.size, frame.size), UNLABELLED, dtype=torch.uint8)
+            return torch.full((frame.out_height, frame.out_width), UNLABELLED, dtype=torch.uint8)
         try:
             values = decode_map(data, frame.height, frame.width)
         except InputError as error:
@@ -65,7 +65,7 @@ class SegmentationMaps:
 
 
 class EdgeMaps:
-    """uint8 (size, size): 1 at edges of the training image, 0 elsewhere; needs no annotation.
+    """uint8 (H, W): 1 at edges of the training image, 0 elsewhere; needs no annotation.
 
     Each colour channel is blurred (``blur``: sigma in pixels, 0 for none) and differentiated by Sobel's operator, in
     gray levels per pixel; an edge is where the largest of the three magnitudes exceeds ``threshold``. Across a step

@@ -28,7 +28,7 @@ from latentdiff.shapes.scene import Scene, attributes, sample_scene
 SAMPLES_PER_SHARD = 500
 META_NAME = "dataset.json"
 _SPLITS = ("train", "val")
-_VERSION = 2
+_VERSION = 3
 _PROBED = 16
 _MOST_PROCESSES = 8
 _DEFAULT_SAMPLES = (10_000, 1_000)

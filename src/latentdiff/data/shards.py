@@ -1,43 +1,39 @@
 """WebDataset shards on disk: writing them with an index, opening them, verifying them.
 
 Layout as img2dataset writes it: ``00000.tar`` with ``000000000.jpg/.txt/.json``, optional ``.cls`` and ``.seg.png``;
-beside the tars an ``index.json`` with each shard's samples, bytes and sha256.
+beside the tars their index (``data/index.py``).
 """
 
 from __future__ import annotations
 
-import glob
-import hashlib
 import io
 import json
+import logging
 import os
 import shutil
 import tarfile
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from itertools import islice
+from itertools import groupby, islice
 from pathlib import Path
 
-from braceexpand import UnbalancedBracesError, braceexpand
+import numpy as np
 
 from latentdiff.config.errors import InputError
-from latentdiff.data.shard_set import ShardSet, ShardTable
+from latentdiff.data.damage import DamagedShardsError, ShardDamage, damage_by_bytes, damage_by_sha256
+from latentdiff.data.index import Index, ShardInfo, read_index, write_index
+from latentdiff.data.remote import RemoteShards, ShardCache
+from latentdiff.data.shard_files import ShardFiles, open_local, sha256_of
+from latentdiff.data.shard_names import expand_urls, is_remote
+from latentdiff.data.shard_set import ShardSet
+from latentdiff.data.shard_table import ShardTable, concatenate, placed, table_of
+from latentdiff.data.tar_scan import scan_tar
+from latentdiff.data.verified import Verified
+from latentdiff.data.worker import available_cores
 
-INDEX_NAME = "index.json"
-_INDEX_VERSION = 1
-
-
-@dataclass(frozen=True)
-class ShardInfo:
-    """One shard's entry in the index."""
-
-    name: str
-    samples: int
-    bytes: int
-    sha256: str
-
+_log = logging.getLogger(__name__)
 
 # --- writing ---------------------------------------------------------------------------------------------------------
 
@@ -89,14 +85,6 @@ def write_shard(folder: Path, number: int, samples: Iterable[dict]) -> ShardInfo
     return ShardInfo(path.name, count, path.stat().st_size, sha256_of(path))
 
 
-def write_index(folder: Path, infos: Sequence[ShardInfo]) -> None:
-    """Writes ``folder/index.json``."""
-    with open(folder / INDEX_NAME, "w", encoding="utf-8") as file:
-        json.dump({"version": _INDEX_VERSION, "shards": [asdict(info) for info in infos]}, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-
-
 @contextmanager
 def staged(dest: str | Path) -> Iterator[Path]:
     """A temporary folder that becomes ``dest`` when the block ends well and vanishes otherwise.
@@ -104,30 +92,22 @@ def staged(dest: str | Path) -> Iterator[Path]:
     Raises InputError where ``dest`` is a file or a folder with something in it, before or after the block.
     """
     dest = Path(dest)
-    _refuse_occupied(dest)
+    refuse_occupied(dest)
     dest.parent.mkdir(parents=True, exist_ok=True)
     folder = dest.parent / f".{dest.name}.{uuid.uuid4().hex[:8]}.partial"
     folder.mkdir()
     try:
         yield folder
-        _refuse_occupied(dest)
+        refuse_occupied(dest)
         os.rename(folder, dest)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _refuse_occupied(dest: Path) -> None:
+def refuse_occupied(dest: Path) -> None:
+    """Raises InputError where ``dest`` is a file or a folder with something in it."""
     if dest.exists() and (not dest.is_dir() or any(dest.iterdir())):
         raise InputError(f"{dest} exists already and is not empty; name another destination or remove it")
-
-
-def sha256_of(path: str | Path) -> str:
-    """Hex sha256 of a file."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _encode(value: object) -> bytes:
@@ -148,103 +128,123 @@ def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
 # --- opening ---------------------------------------------------------------------------------------------------------
 
 
-def open_shards(urls: str | Path | Sequence[str | Path]) -> ShardSet:
-    """Opens local shards: a folder (all its .tar), a pattern like ``a/{00000..00009}.tar`` or ``a/*.tar``, or a list.
+def open_shards(
+    urls: str | Path | Sequence[str | Path], *, damaged: str = "stop", cache: ShardCache | None = None
+) -> ShardSet:
+    """Opens shards: a folder (all of them), a pattern like ``a/{00000..00009}.tar`` or ``a/*.tar``, or a list; paths or
+    URLs (``s3 gs https hf``), whose shards come through ``cache`` (default: ``ShardCache()``) when they are read.
 
-    Reads the tar headers only. Where the folder has an index.json, names, sizes and sample counts must agree with it.
+    A folder with an index is opened by that alone, and its shards' bytes must agree with it. Without one the tar
+    headers are read, of local shards only. With ``damaged`` "skip" the shards must have an index; then those that are
+    missing or have other bytes stay in the set: ``ShardSet.broken`` marks what they have lost, reading it is a
+    BrokenSampleError, and a warning names each.
 
-    Raises InputError, naming the file, for missing, damaged, imageless or unexpected shards.
+    Raises InputError for missing, damaged, imageless or unexpected shards, DamagedShardsError where the index tells.
     """
-    paths = expand_urls(urls)
-    indices = {folder: read_index(folder) for folder in {os.path.dirname(path) for path in paths}}
-    digests = [_check_listed(path, indices[os.path.dirname(path)]) for path in paths]
-    parent = os.path.commonpath([os.path.dirname(path) for path in paths])
-    names = [os.path.relpath(path, parent).removesuffix(".tar") for path in paths]
-    shards = ShardSet(ShardTable(paths, names), digests)
-    for path, count in zip(paths, shards.samples_per_shard()):
-        info = indices[os.path.dirname(path)].get(os.path.basename(path))
-        if info is not None and info.samples != count:
-            raise InputError(
-                f"{path} holds {count} samples, its {INDEX_NAME} says {info.samples}; make the shard again"
-            )
-    return shards
-
-
-def expand_urls(urls: str | Path | Sequence[str | Path]) -> list[str]:
-    """Absolute paths of the shards that ``urls`` names, in order; see ``open_shards``."""
-    patterns = [urls] if isinstance(urls, (str, Path)) else list(urls)
-    paths = [path for pattern in patterns for path in _expand(str(pattern))]
-    if not paths:
-        raise InputError("no shards were named; expected a folder, a pattern like data/{00000..00009}.tar, or a list")
-    repeated = sorted({path for path in paths if paths.count(path) > 1}) if len(set(paths)) < len(paths) else []
-    if repeated:
-        raise InputError(f"{repeated[0]} is named twice; name every shard once")
-    return paths
-
-
-def _expand(pattern: str) -> list[str]:
-    if "://" in pattern or pattern.startswith("pipe:"):
-        raise InputError(f"'{pattern}' is not a local path; only local shards can be read, so copy them here first")
-    if os.path.isdir(pattern):
-        found = sorted(glob.glob(os.path.join(glob.escape(pattern), "*.tar")))
-        if not found:
-            raise InputError(
-                f"the folder {pattern} holds no .tar; make shards with 'latentdiff shards make FOLDER DEST'"
-            )
-        _check_complete(os.path.abspath(pattern), {os.path.basename(path) for path in found})
-        return [os.path.abspath(path) for path in found]
-    try:
-        names = [pattern] if os.path.isfile(pattern) else list(braceexpand(pattern))
-    except UnbalancedBracesError as error:
+    if damaged not in ("stop", "skip"):
+        raise InputError(f"data.damaged: expected stop or skip, got {damaged!r}")
+    table, infos, opener = _table(urls, cache)
+    tolerant = damaged == "skip"
+    if tolerant and not table.indexed.all():
+        path = table.paths[int(np.argmin(table.indexed))]
         raise InputError(
-            f"the braces in '{pattern}' do not match; expected for example data/{{00000..00009}}.tar"
-        ) from error
-    found = [path for name in names for path in (sorted(glob.glob(name)) if glob.has_magic(name) else [name])]
-    missing = [path for path in found if not os.path.isfile(path)]
-    if missing or not found:
-        more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
-        raise InputError(f"shard {missing[0] if missing else pattern} does not exist{more}; check the path or pattern")
-    return [os.path.abspath(path) for path in found]
+            f"{path} has no index, and data.damaged=skip needs one to know what is missing; "
+            f"run 'latentdiff shards index {os.path.dirname(path)}' on undamaged shards"
+        )
+    lost = _lost(table, infos, tolerant)
+    return ShardSet(table, ShardFiles(table.paths, tolerant=tolerant, open_shard=opener), lost=lost)
 
 
-def read_index(folder: str | Path) -> dict[str, ShardInfo]:
-    """The folder's index by shard name; empty where it has none."""
-    path = os.path.join(folder, INDEX_NAME)
-    if not os.path.exists(path):
-        return {}
-    try:
-        with open(path, encoding="utf-8") as file:
-            infos = [ShardInfo(**entry) for entry in json.load(file)["shards"]]
-    except (ValueError, TypeError, KeyError) as error:
-        raise InputError(f"{path} is not an index of shards ({error}); remove it or make the shards again") from error
-    return {info.name: info for info in infos}
+def _table(
+    urls: str | Path | Sequence[str | Path], cache: ShardCache | None
+) -> tuple[ShardTable, dict[str, ShardInfo], Callable[[str], int]]:
+    """(table, entry of each indexed shard by its path, what opens a path or URL)."""
+    indexes: dict[str, Index | None] = {}
+
+    def index(folder: str) -> Index | None:
+        if folder not in indexes:
+            indexes[folder] = (cache or ShardCache()).read_index(folder) if is_remote(folder) else read_index(folder)
+        return indexes[folder]
+
+    def listing(folder: str) -> list[str] | None:
+        found = index(folder)
+        return None if found is None else [info.name for info in found.shards]
+
+    paths = expand_urls(urls, listing)
+    infos: dict[str, ShardInfo] = {}
+    tables = []
+    for folder, group in groupby(paths, os.path.dirname):
+        members, found = list(group), index(folder)
+        if found is None:
+            tables += [_scanned(path) for path in members]
+            continue
+        places = {info.name: place for place, info in enumerate(found.shards)}
+        chosen = [places[os.path.basename(path)] for path in members]
+        tables.append(found.table.take(chosen))
+        infos |= {path: found.shards[place] for path, place in zip(members, chosen)}
+    remote = {path: info for path, info in infos.items() if is_remote(path)}
+    opener = RemoteShards(cache or ShardCache(), remote) if remote else open_local
+    return placed(concatenate(tables), paths), infos, opener
 
 
-def _check_complete(folder: str, present: set[str]) -> None:
-    missing = sorted(read_index(folder).keys() - present)
-    if missing:
-        raise InputError(f"{folder} lacks {len(missing)} shards that its {INDEX_NAME} lists, first {missing[0]}")
+def _scanned(path: str) -> ShardTable:
+    digest = f"{os.path.basename(path)} {os.path.getsize(path)}"
+    return table_of(path, scan_tar(path), digest=lambda: digest)
 
 
-def _check_listed(path: str, index: dict[str, ShardInfo]) -> str:
-    name, size = os.path.basename(path), os.path.getsize(path)
-    if not index:
-        return f"{name} {size}"
-    info = index.get(name)
-    if info is None:
-        raise InputError(f"{path} is not listed in the {INDEX_NAME} beside it; remove the one or the other")
-    if info.bytes != size:
-        raise InputError(f"{path} has {size} bytes, its {INDEX_NAME} says {info.bytes}; make or fetch this shard again")
-    return info.sha256
+def _lost(table: ShardTable, infos: dict[str, ShardInfo], tolerant: bool) -> np.ndarray | None:
+    damaged = {}
+    for shard, path in enumerate(table.paths):
+        if path in infos and not is_remote(path) and (damage := damage_by_bytes(table, shard, infos[path])):
+            damaged[shard] = damage
+    if damaged and not tolerant:
+        raise DamagedShardsError(list(damaged.values()))
+    if not damaged:
+        return None
+    lost = np.zeros(len(table), dtype=bool)
+    for shard, damage in damaged.items():
+        _log.warning("%s; the others are skipped", damage)
+        lost[table.first[shard] : table.first[shard + 1]] = damage.lost
+    return lost
 
 
-def verify_shards(urls: str | Path | Sequence[str | Path]) -> ShardSet:
-    """``open_shards``, and the sha256 of every shard that has an index; InputError for the first that differs."""
-    shards = open_shards(urls)
-    for path in shards.table.paths:
-        info = read_index(os.path.dirname(path)).get(os.path.basename(path))
-        if info is not None and sha256_of(path) != info.sha256:
-            raise InputError(
-                f"the content of {path} differs from the sha256 in its {INDEX_NAME}; fetch this shard again"
-            )
-    return shards
+# --- verifying -------------------------------------------------------------------------------------------------------
+
+
+def verify_shards(
+    urls: str | Path | Sequence[str | Path],
+    *,
+    cache: ShardCache | None = None,
+    verified: Verified | None = None,
+    most_bytes: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> ShardSet:
+    """Opens shards after holding every byte of the local ones that have an index against their sha256.
+
+    Shards that ``verified`` remembers are not read again, and none is where they are more than ``most_bytes`` in all,
+    as the log says then. Remote shards are verified when they are fetched. ``progress`` is called with the bytes done
+    and in all.
+
+    Raises DamagedShardsError with every shard that differs, and InputError as ``open_shards`` does.
+    """
+    table, infos, opener = _table(urls, cache)
+    local = [shard for shard, path in enumerate(table.paths) if path in infos and not is_remote(path)]
+    total, done = sum(infos[table.paths[shard]].bytes for shard in local), 0
+    if most_bytes is not None and total > most_bytes:
+        _log.info("%d GiB of shards are not read through beforehand; each read is checked by its crc32", total >> 30)
+        return open_shards(urls, cache=cache)
+
+    def look(shard: int) -> ShardDamage | None:
+        expected = infos[table.paths[shard]]
+        return damage_by_bytes(table, shard, expected) or damage_by_sha256(table, shard, expected, verified)
+
+    damaged = []
+    with ThreadPoolExecutor(available_cores()) as pool:
+        for shard, damage in zip(local, pool.map(look, local)):
+            damaged += [damage] if damage else []
+            done += infos[table.paths[shard]].bytes
+            if progress is not None:
+                progress(done, total)
+    if damaged:
+        raise DamagedShardsError(damaged)
+    return ShardSet(table, ShardFiles(table.paths, open_shard=opener))

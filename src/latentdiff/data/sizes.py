@@ -24,6 +24,7 @@ class SizeAndCrop:
         """Every sample has a size."""
 
     def __call__(self, sample: Sample, frame: Frame, image: Tensor, rng: np.random.Generator) -> Tensor:
-        left = frame.width - frame.left - frame.edge if frame.mirrored else frame.left
-        corner = [round(place * frame.size / frame.edge) for place in (frame.top, left)]
-        return torch.tensor([frame.height, frame.width, *corner, frame.size, frame.size], dtype=torch.int64)
+        left = frame.width - frame.left - frame.crop_width if frame.mirrored else frame.left
+        top = round(frame.top * frame.out_height / frame.crop_height)
+        left = round(left * frame.out_width / frame.crop_width)
+        return torch.tensor([frame.height, frame.width, top, left, frame.out_height, frame.out_width])

@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Sequence
+import os
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
 from latentdiff.config.errors import InputError
+from latentdiff.data.filters import fitting
+from latentdiff.data.mixing import Mixture
+from latentdiff.data.preparation import verify_once
+from latentdiff.data.remote import ShardCache
 from latentdiff.data.shapes_set import prepare_shapes, shapes_folder
+from latentdiff.data.shard_names import expand_urls
 from latentdiff.data.shard_set import ShardSet
 from latentdiff.data.shards import open_shards
 
@@ -31,15 +39,23 @@ class Source(Protocol):
     def open(self) -> tuple[ShardSet, ShardSet]:
         """(training set, validation set); called in every process after ``prepare``."""
 
+    def mixture(self, train: ShardSet) -> Mixture | None:
+        """How the samples of ``train`` are mixed; None where each epoch has each once."""
+
     def fingerprint(self) -> str:
         """Hex digest of the training data, by which a fitting first stage is found."""
 
 
 class ShardSource:
-    """WebDataset shards. ``train`` and ``val`` are a folder, a pattern or a list, see ``shards.open_shards``.
+    """WebDataset shards. ``train`` and ``val`` are a folder, a pattern or a list, of paths or URLs; for ``damaged`` and
+    ``cache`` see ``shards.open_shards``.
 
     With ``val`` None a part of ``train`` is held back for validation: ``held_back`` of it, though 16 to 1000 samples
     and never more than half, those with the smallest hash of their key; it depends on the keys alone.
+
+    ``weights``: one per entry of the list ``train``, by which the entries are mixed whatever their sizes.
+    ``min_size`` (pixels of the shorter side) and ``max_aspect`` (longer side / shorter side) leave samples of ``train``
+    out; they need the sizes in an index, and those that it does not know are left out too.
     """
 
     def __init__(
@@ -47,27 +63,91 @@ class ShardSource:
         *,
         train: str | Sequence[str],
         val: str | Sequence[str] | None = None,
+        weights: Sequence[float] | None = None,
+        min_size: int | None = None,
+        max_aspect: float | None = None,
         held_back: float = 0.05,
+        damaged: str = "stop",
+        cache: ShardCache | None = None,
         name: str = "webdataset",
     ) -> None:
         if not 0 < held_back <= 0.5:
             raise InputError(f"data.module.source.held_back must be above 0 and at most 0.5, got {held_back}")
+        if weights is not None and (isinstance(train, str) or len(train) != len(weights)):
+            raise InputError(f"data.weights: expected a number per entry of the list data.train, got {list(weights)}")
         self.train = train
         self.val = val
+        self.weights = weights
+        self.min_size = min_size
+        self.max_aspect = max_aspect
         self.held_back = held_back
+        self.damaged = damaged
+        self.cache = cache
         self.name = name
 
     def prepare(self) -> None:
-        """Shards are there already."""
+        """Reads local shards through and holds them against their index, unless damaged ones are skipped anyway."""
+        if self.damaged == "stop":
+            for key, urls in (("data.train", self.train), ("data.val", self.val)):
+                if urls is not None:
+                    with _blaming(key):
+                        verify_once(urls, self.cache)
 
     def open(self) -> tuple[ShardSet, ShardSet]:
-        train = _open("data.train", self.train)
+        with _blaming("data.train"):
+            train = open_shards(self.train, damaged=self.damaged, cache=self.cache)
+        train = fitting(train, self.min_size, self.max_aspect)
         if self.val is None:
             return split_by_key(train, self.held_back)
-        val = _open("data.val", self.val)
+        with _blaming("data.val"):
+            val = open_shards(self.val, damaged=self.damaged, cache=self.cache)
         if shared := sorted(set(train.table.paths) & set(val.table.paths)):
             _log.warning("%s is in both data.train and data.val: validation will not show overfitting", shared[0])
         return train, val
+
+    def mixture(self, train: ShardSet) -> Mixture | None:
+        if self.weights is None:
+            return None
+        listed = defaultdict(list)
+        for path in train.table.paths:
+            listed[os.path.dirname(path)].append(os.path.basename(path))
+        entries = [expand_urls(entry, listed.get) for entry in self.train]
+        entry_of = {path: number for number, paths in enumerate(entries) for path in paths}
+        of_shard = np.array([entry_of[path] for path in train.table.paths])
+        return Mixture(of_shard[train.shard_of()], self.weights)
+
+    def fingerprint(self) -> str:
+        return self.open()[0].fingerprint()
+
+
+class ValidationSource:
+    """The shards ``val`` as both sets, for training that streams from elsewhere (``resampled.ResampledShards``)."""
+
+    def __init__(
+        self,
+        *,
+        val: str | Sequence[str],
+        damaged: str = "stop",
+        cache: ShardCache | None = None,
+        name: str = "webdataset",
+    ) -> None:
+        self.val = val
+        self.damaged = damaged
+        self.cache = cache
+        self.name = name
+
+    def prepare(self) -> None:
+        if self.damaged == "stop":
+            with _blaming("data.val"):
+                verify_once(self.val, self.cache)
+
+    def open(self) -> tuple[ShardSet, ShardSet]:
+        with _blaming("data.val"):
+            shards = open_shards(self.val, damaged=self.damaged, cache=self.cache)
+        return shards, shards
+
+    def mixture(self, train: ShardSet) -> Mixture | None:
+        return None
 
     def fingerprint(self) -> str:
         return self.open()[0].fingerprint()
@@ -106,13 +186,18 @@ class ShapesSource:
     def open(self) -> tuple[ShardSet, ShardSet]:
         return open_shards(self.folder / "train"), open_shards(self.folder / "val")
 
+    def mixture(self, train: ShardSet) -> Mixture | None:
+        return None
+
     def fingerprint(self) -> str:
         return self.open()[0].fingerprint()
 
 
-def _open(key: str, urls: str | Sequence[str]) -> ShardSet:
+@contextmanager
+def _blaming(key: str) -> Iterator[None]:
+    """An InputError begins with the key that is at fault."""
     try:
-        return open_shards(urls)
+        yield
     except InputError as error:
         raise InputError(f"{key}: {error}") from error
 

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from latentdiff.config.errors import InputError
 from latentdiff.data.decode import BrokenSampleError
+from latentdiff.data.labels import Labels
 from latentdiff.data.plan import Plan, Slot, rank_slice
 from latentdiff.data.shard_set import ShardSet
 from latentdiff.data.worker import group_signals_blocked, outlive_signals
@@ -27,11 +29,17 @@ _SEEN, _BROKEN = 1, 2
 
 @dataclass(frozen=True)
 class ReadCounts:
-    """Samples this rank has tried so far: after a whole epoch on one rank, ``seen + skipped == indexed``."""
+    """Samples tried so far, and those known to be broken from the start: after a whole epoch ``seen + skipped ==
+    indexed``."""
 
     seen: int
     skipped: int
     indexed: int
+
+    @classmethod
+    def of(cls, status: Tensor) -> ReadCounts:
+        """Those in ``ShardDataset.status``."""
+        return cls(int((status == _SEEN).sum()), int((status == _BROKEN).sum()), len(status))
 
 
 class Reader(Protocol):
@@ -44,11 +52,27 @@ class Reader(Protocol):
         """What ``read`` gave -> fields of ``Batch`` by their names."""
 
 
+class Readers(Protocol):
+    """Makes the readers of sets of samples."""
+
+    def check(self, shards: ShardSet) -> None:
+        """InputError where the set cannot be read so."""
+
+    def __call__(
+        self, shards: ShardSet, *, draw: bool, seed: int, flip: bool, labels: Labels, require_captions: bool
+    ) -> Reader:
+        """With ``draw`` (training) every epoch is read as it draws, without it the samples are always the same.
+
+        The others are those of ``ImageReader`` and ``CoverCrop``.
+        """
+
+
 class ShardDataset(Dataset):
     """Maps a batch number to this rank's part of that global batch, its samples made by ``reader``.
 
-    A sample that cannot be used is replaced by the next of the plan, with a warning that names it; more than
-    ``max_broken`` of all samples (though at least one is borne) is an InputError.
+    A sample that cannot be used is replaced by the next of the plan, of its source or bucket where the plan has these,
+    with a warning that names it; one that the set knows to be broken, without. More than ``max_broken`` of all samples
+    (though at least one is borne) is an InputError.
     """
 
     def __init__(
@@ -68,12 +92,13 @@ class ShardDataset(Dataset):
         self.ranks = ranks
         self.broken_allowed = max(1, int(max_broken * len(shards)))
         self.status = torch.zeros(len(shards), dtype=torch.uint8).share_memory_()
-        """Per sample untried, seen or broken; shared with the worker processes."""
+        """uint8 (samples,): untried, seen or broken; shared with the worker processes."""
+        self.status[torch.from_numpy(shards.broken())] = _BROKEN
+        self._check_share("the set was opened so")
 
     @property
     def counts(self) -> ReadCounts:
-        seen, broken = (int((self.status == state).sum()) for state in (_SEEN, _BROKEN))
-        return ReadCounts(seen, broken, len(self.shards))
+        return ReadCounts.of(self.status)
 
     def __getitem__(self, number: int) -> Batch:
         slots = self.plan.slots(number)
@@ -90,7 +115,7 @@ class ShardDataset(Dataset):
     def _readable(self, slot: Slot) -> tuple[int, Any]:
         """The slot's sample, or the next usable one after it in the plan: its index, and what the reader made."""
         for step in range(len(self.shards)):
-            index = self.plan.index(Slot(slot.epoch, slot.place + step))
+            index = self.plan.index(replace(slot, place=slot.place + step))
             if self.status[index] != _BROKEN:
                 try:
                     row = self.reader.read(slot.epoch, index)
@@ -104,11 +129,14 @@ class ShardDataset(Dataset):
     def _report(self, index: int, error: BrokenSampleError) -> None:
         self.status[index] = _BROKEN
         _log.warning("skipped sample %s: %s", self.shards.where(index), error)
+        self._check_share(f"the last was {self.shards.where(index)}: {error}")
+
+    def _check_share(self, how: str) -> None:
         broken = self.counts.skipped
         if broken > self.broken_allowed:
             raise InputError(
                 f"{broken} of {len(self.shards)} samples are broken, more than data.module.max_broken allows "
-                f"({self.broken_allowed}); the last was {self.shards.where(index)}: {error}"
+                f"({self.broken_allowed}); {how}"
             )
 
 
@@ -119,9 +147,7 @@ class BatchLoader:
     raised here as it is, without the worker's traceback.
     """
 
-    def __init__(
-        self, dataset: ShardDataset, numbers: range, *, num_workers: int = 0, pin_memory: bool = False
-    ) -> None:
+    def __init__(self, dataset: Dataset, numbers: range, *, num_workers: int = 0, pin_memory: bool = False) -> None:
         self.dataset = dataset
         self._numbers = numbers
         self._loader = DataLoader(
@@ -151,7 +177,7 @@ class BatchLoader:
 class _Delivering(Dataset):
     """Delivers an InputError in the place of a batch."""
 
-    def __init__(self, dataset: ShardDataset) -> None:
+    def __init__(self, dataset: Dataset) -> None:
         self.dataset = dataset
 
     def __getitem__(self, number: int) -> Batch | InputError:

@@ -16,6 +16,7 @@ from latentdiff.config.errors import InputError
 BLOCK = 512
 _REGULAR = (b"0", b"\0", b"7")
 _MAX_EXTENDED_HEADER = 1 << 20
+_MOST_BYTES = 1 << 30
 
 
 class TarMember(NamedTuple):
@@ -29,7 +30,7 @@ class TarMember(NamedTuple):
 def scan_tar(path: str) -> Iterator[TarMember]:
     """The regular files of the uncompressed tar at ``path`` in their order; nothing is extracted.
 
-    Raises InputError where the file is no tar, is cut off or has a damaged header.
+    Raises InputError where the file is no tar, is cut off, has a damaged header or a member of more than 1 GiB.
     """
     with open(path, "rb", buffering=0) as file:
         total = os.fstat(file.fileno()).st_size
@@ -47,6 +48,10 @@ def _scan(fd: int, path: str, total: int) -> Iterator[TarMember]:
             return
         kind, size = _kind_and_size(header, path, position)
         size = size if long_size is None or kind not in _REGULAR else long_size
+        if kind in _REGULAR and size > _MOST_BYTES:
+            raise InputError(
+                f"{path}: the member at byte {position} claims {size} bytes; expected at most {_MOST_BYTES}; remove it"
+            )
         data = position + BLOCK
         position = data + -(-size // BLOCK) * BLOCK
         if position > total:
