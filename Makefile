@@ -29,7 +29,7 @@ test-slow: install
 	$(BIN)/python -m pytest -m slow
 
 test-faults: install
-	$(BIN)/python -m pytest -m faults
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m faults -rP
 
 test-gpu: install
 	$(BIN)/python -m pytest -m gpu

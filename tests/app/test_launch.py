@@ -87,6 +87,7 @@ def failing_at(errors: dict[int, BaseException], seen: list[int]):
         (RuntimeError("bug"), 1),
         (KeyboardInterrupt(), 130),
         (SystemExit(143), 143),
+        (SystemExit(138), 138),
         (SystemExit(0), 0),
         (SystemExit(3), 3),
     ],
@@ -105,6 +106,8 @@ def test_exit_codes(program, capsys, error: BaseException, code: int) -> None:
         ({2: RuntimeError("bug"), 3: InputError("no")}, 1, [1, 2, 3]),
         ({1: SystemExit(1)}, 1, [1, 2, 3]),
         ({2: KeyboardInterrupt()}, 130, [1, 2]),
+        ({1: RuntimeError("bug"), 2: SystemExit(138)}, 138, [1, 2]),
+        ({1: SystemExit(0)}, 0, [1, 2, 3]),
         ({}, 0, [1, 2, 3]),
     ],
 )

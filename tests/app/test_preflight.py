@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from contextlib import nullcontext
 
 import pytest
-import torch
 from omegaconf import DictConfig, OmegaConf
 
 from latentdiff.app import preflight
 from latentdiff.app.preflight import (
     check_backbone,
-    check_kind,
     check_latents,
     check_loss,
-    check_resume,
     check_sampling,
     check_task,
 )
-from latentdiff.checkpoint import store
 from latentdiff.config.errors import InputError
 
 
@@ -55,6 +51,17 @@ def test_a_backbone_that_reads_fewer_channels_than_the_latents_have_is_refused()
 def test_an_image_size_that_does_not_divide_is_refused() -> None:
     with pytest.raises(InputError, match=r"data\.size: 20 is not divisible by 4 .* x 2 .* = 8; 16 is"):
         check_latents(config(size=20), {"channels": 4, "factor": 4})
+
+
+def test_buckets_that_do_not_divide_are_refused() -> None:
+    cfg = config(size=16)
+    for buckets, faulty in (([[16, 24], [24, 16]], None), ([[16, 24], [20, 16]], "20x16"), ([[16, 28]], "16x28")):
+        cfg.data.buckets = buckets
+        with pytest.raises(InputError, match=rf"data\.buckets: {faulty} is not") if faulty else nullcontext():
+            check_latents(cfg, {"channels": 4, "factor": 4})
+    cfg.data.buckets = {"_target_": "latentdiff.data.buckets.AspectBuckets", "area": 400, "multiple": 4}
+    with pytest.raises(InputError, match=r"data\.buckets: \d+x\d+ is not divisible by 4 .* x 2 .* = 8"):
+        check_latents(cfg, {"channels": 4, "factor": 4})
 
 
 def test_a_task_without_a_backbone_is_held_against_the_autoencoder_alone() -> None:
@@ -215,26 +222,6 @@ def test_losses_that_cannot_work_are_refused(law: dict, weighting: dict, message
         check_loss(loss_config(law, weighting))
 
 
-@pytest.mark.parametrize(("seen", "batches", "goes_on"), [(99, 200, True), (100, 200, False), (300, 200, True)])
-def test_a_resumed_run_does_not_go_back_to_the_first_law(
-    tmp_path: Path, seen: int, batches: int, goes_on: bool
-) -> None:
-    store.save(
-        tmp_path / "last",
-        kind="diffusion",
-        model={"a": torch.zeros(1)},
-        config=OmegaConf.to_yaml(loss_config(CURRICULUM), resolve=True),
-        counters={"batches_seen": seen, "images_seen": 2},
-        train_state={},
-    )
-    now = loss_config({**CURRICULUM, "batches": batches})
-    if goes_on:
-        check_resume(now, tmp_path / "last")
-    else:
-        with pytest.raises(InputError, match=r"set diffusion\.timesteps\.batches=100"):
-            check_resume(now, tmp_path / "last")
-
-
 class Diverging:
     """Stands for a sampler that divides by alpha."""
 
@@ -248,33 +235,3 @@ def test_a_sampler_that_ends_without_finite_numbers_is_refused(monkeypatch: pyte
     monkeypatch.setattr(preflight, "build", lambda node: Diverging() if node == solver else plain(node))
     with pytest.raises(InputError, match="sampler: Diverging with RectifiedFlow does not end with finite numbers"):
         check_sampling(diffusion_config())
-
-
-def test_power_averages_can_neither_join_nor_leave_a_resumed_run(tmp_path: Path) -> None:
-    store.save(
-        tmp_path / "last",
-        kind="diffusion",
-        model={"a": torch.zeros(1)},
-        config=OmegaConf.to_yaml(diffusion_config(), resolve=True),
-        counters={"batches_seen": 1, "images_seen": 2},
-        train_state={},
-    )
-    check_resume(diffusion_config(), tmp_path / "last")
-    check_resume(diffusion_config({"task.power_ema": None}), tmp_path / "last")
-    with pytest.raises(InputError, match=r"another architecture(?s:.*)task\.power_ema: None in the checkpoint"):
-        check_resume(diffusion_config({"task.power_ema": POWER}), tmp_path / "last")
-
-
-def test_a_checkpoint_without_training_state_or_of_another_kind_is_refused(tmp_path: Path) -> None:
-    store.save(
-        tmp_path / "made",
-        kind="diffusion",
-        model={"a": torch.zeros(1)},
-        config=OmegaConf.to_yaml(diffusion_config(), resolve=True),
-        counters={"batches_seen": 1, "images_seen": 2},
-    )
-    with pytest.raises(InputError, match="saved without training state and cannot be resumed"):
-        check_kind(diffusion_config(), tmp_path / "made")
-    cfg = diffusion_config({"task._target_": "latentdiff.training.autoencoder_module.AutoencoderModule"})
-    with pytest.raises(InputError, match=r"kind diffusion .*one of kind autoencoder"):
-        check_kind(cfg, tmp_path / "made")

@@ -185,6 +185,35 @@ def test_manifest_faults(tmp_path):
             store.read_manifest(tmp_path / "c")
 
 
+def test_every_changed_byte_of_a_manifest_is_found(tmp_path):
+    write(tmp_path / "c", first_stage={"path": "an é"}, extra={"psnr": 21.5})
+    file = tmp_path / "c" / store.MANIFEST
+    whole = file.read_bytes()
+    same_to_json = {ord("\n"): ord("\r"), ord(" "): ord("\n")}
+    for place, byte in enumerate(whole):
+        other = same_to_json.get(byte, byte ^ 1)
+        file.write_bytes(whole[:place] + bytes([other]) + whole[place + 1 :])
+        with pytest.raises(InputError, match=r"damaged|reads formats"):
+            store.read_manifest(tmp_path / "c")
+    file.write_bytes(whole)
+    store.verify(tmp_path / "c")
+
+
+def test_manifests_of_the_first_format_are_read(tmp_path):
+    saved = write(tmp_path / "c")
+    file = tmp_path / "c" / store.MANIFEST
+    entries = {k: v for k, v in json.loads(file.read_text()).items() if k not in ("data", "saved_at", "sha256")}
+    file.write_text(json.dumps(entries | {"format": 1}))
+    manifest = store.verify(tmp_path / "c")
+    assert (manifest.counters, manifest.files, manifest.data) == (saved.counters, saved.files, None)
+
+
+def test_resolve_takes_an_older_one_where_last_is_missing(tmp_path):
+    for number in (2, 4):
+        write(tmp_path / f"batch-{number:08d}")
+    assert store.resolve(tmp_path) == store.resolve(tmp_path / "last") == tmp_path / "batch-00000004"
+
+
 def test_resolve_takes_checkpoint_folder_and_run_directory(tmp_path):
     folder = tmp_path / "run" / "checkpoints"
     write(folder / "last")

@@ -106,8 +106,9 @@ def composed(root: str, *overrides: str) -> DictConfig:
 @cache
 def _composed(root: str, *overrides: str) -> DictConfig:
     schema.register()
-    needs = any(line == "data=webdataset" or line.startswith("experiment=paper/") for line in overrides)
-    data = ("data.train=shards",) if needs else ()
+    needs = any(line.startswith(("data=webdataset", "data=resampled", "experiment=paper/")) for line in overrides)
+    data = ("data.train=shards", "data.val=shards") if needs else ()
+    data = ("data.train=cache",) if "data=cached" in overrides else data
     guide = ("guidance.checkpoint=somewhere",) if set(overrides) & set(OF_A_CHECKPOINT) else ()
     cfg, faults = compose(CONFIGS, root, [*overrides, *data, *guide])
     assert [str(fault) for fault in faults] == []
@@ -351,12 +352,12 @@ def test_small_parts_are_built(group: str, option: str) -> None:
 def test_trainers_and_loggers_are_built_or_say_what_is_missing(option: str, tmp_path: Path) -> None:
     cfg = train_config("experiment=ae_kl", f"trainer={option}", "logger=[csv,wandb]")
     cfg.run_dir = str(tmp_path)
-    if option in ("gpu", "ddp") and not torch.cuda.is_available():
+    if option in ("gpu", "ddp", "fsdp") and not torch.cuda.is_available():
         with pytest.raises(InputError, match="gpu"):
             build_trainer(cfg, DirectoryCheckpointIO(config=""))
         return
     trainer = build_trainer(cfg, DirectoryCheckpointIO(config=""))
-    assert trainer.world_size == (2 if option == "ddp_cpu" else 1)
+    assert trainer.world_size == (2 if option in ("ddp_cpu", "fsdp_cpu") else 1)
     assert (trainer.max_epochs, trainer.val_check_interval) == (1, cfg.validate_every)
     assert [type(logger).__name__ for logger in trainer.loggers] == ["CSVLogger", "WandbLogger"]
 

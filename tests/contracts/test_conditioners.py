@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from latentdiff import conditioning
+from latentdiff.conditioning.cached_text import CachedText
 from latentdiff.conditioning.class_label import ClassIndex, ClassTokens, ClassVector
 from latentdiff.conditioning.compose import Composite
 from latentdiff.conditioning.hf_text import HfText
@@ -89,6 +90,10 @@ def _hf_text(folder, drop):
     return HfText(model=str(folder), max_length=8, drop=drop)
 
 
+def _no_text():
+    return {"tokens": torch.zeros(4, 8), "mask": torch.tensor([True, False, False, False]), "vector": torch.zeros(5)}
+
+
 def _composite(folder, drop):
     parts = {"text": _text_transformer(folder, drop), "class": ClassVector(classes=6, width=4, drop=drop)}
     return Composite(parts=parts)
@@ -98,6 +103,7 @@ MAKERS = {
     TextTransformerConditioner: _text_transformer,
     OpenClipText: _open_clip,
     HfText: _hf_text,
+    CachedText: lambda folder, drop: CachedText(empty=_no_text(), drop=drop),
     ClassTokens: lambda folder, drop: _seeded(ClassTokens, classes=6, width=4, drop=drop),
     ClassVector: lambda folder, drop: _seeded(ClassVector, classes=6, width=4, drop=drop),
     ClassIndex: lambda folder, drop: ClassIndex(classes=6, drop=drop),
@@ -158,6 +164,9 @@ def everything(count: int) -> dict[str, torch.Tensor]:
         "mask": uint8(1, SIDE, SIDE, below=2),
         "low_res": uint8(3, SIDE // 2, SIDE // 2),
         "size": torch.arange(6 * count).view(count, 6),
+        "text_tokens": torch.randn(count, 4, 8, generator=generator),
+        "text_mask": torch.ones(count, 4, dtype=torch.bool),
+        "text_vector": torch.randn(count, 5, generator=generator),
     }
 
 

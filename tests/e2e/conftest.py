@@ -122,17 +122,18 @@ class Programs:
         assert outcome.code == 0, outcome
         return outcome
 
-    def start(self, name: str, *overrides: str) -> subprocess.Popen[str]:
-        """Starts ``name``.py in a process of its own."""
+    def start(self, name: str, *overrides: str, start_new_session: bool = False) -> subprocess.Popen[str]:
+        """Starts ``name``.py in a process of its own, in a process group of its own where that is to get signals."""
         command = [sys.executable, str(REPOSITORY / f"{name}.py"), *self._merged(*overrides)]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        return subprocess.Popen(command, cwd=self.home, env=self.environment, **pipes)
+        settings = {"cwd": self.home, "env": self.environment, "start_new_session": start_new_session}
+        return subprocess.Popen(command, **settings, **pipes)
 
     @staticmethod
     def _merged(*overrides: str) -> tuple[str, ...]:
         """Hydra refuses a key given twice: the last one stays. The size of the embedded data goes with it."""
         last = {override.partition("=")[0]: override for override in overrides}
-        gone = "data.module.source." if "data=webdataset" in overrides else "nothing"
+        gone = "data.module.source." if {"data=webdataset", "data=resampled"} & set(overrides) else "nothing"
         return tuple(override for key, override in last.items() if not key.startswith(gone))
 
 

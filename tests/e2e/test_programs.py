@@ -27,7 +27,7 @@ def test_a_run_directory_holds_the_whole_run(request, metrics, stage: str, pictu
     assert (config["max_batches"], config["run_dir"]) == (4, str(run_dir))
     seen = [(line["batches_seen"], line["images_seen"]) for line in metrics(run_dir)]
     assert seen == [(1, 8), (2, 16), (2, 16), (3, 24), (4, 32), (4, 32)]
-    assert sorted(path.name for path in (run_dir / "checkpoints").iterdir()) == ["best", "last"]
+    assert sorted(path.name for path in (run_dir / "checkpoints").iterdir()) == ["batch-00000002", "best", "last"]
     assert store.verify(run_dir / "checkpoints" / "last").counters == {"batches_seen": 4, "images_seen": 32}
     assert [path.name for path in sorted((run_dir / pictures).iterdir())] == [
         "batch-00000002.png",

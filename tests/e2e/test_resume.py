@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import time
 from pathlib import Path
 
 import pytest
@@ -130,42 +129,3 @@ def test_a_copy_of_a_run_goes_on_from_any_of_its_checkpoints(
     further = (f"resume={best}", "max_batches=8", f"run_dir={tmp_path}")
     programs.done("train", *commands["stage_two"], *further)
     assert [line["batches_seen"] for line in metrics(tmp_path) if "train/loss" in line] == list(range(seen + 1, 9))
-
-
-def wait_for_lines(process, path: Path, count: int) -> None:
-    deadline = time.monotonic() + 400
-    while not path.exists() or len(path.read_text().splitlines()) < count:
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
-@pytest.mark.timeout(900)
-def test_ctrl_c_stops_a_process_with_its_state_saved(programs, commands, tmp_path: Path) -> None:
-    process = programs.start("train", *commands["stage_one"], "max_batches=100000", f"run_dir={tmp_path}")
-    wait_for_lines(process, tmp_path / "metrics.jsonl", 3)
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=400)
-    assert (process.returncode, err) == (130, ""), (out, err)
-    assert f"the same command with run_dir={tmp_path} goes on from there" in out
-    seen = store.verify(tmp_path / "checkpoints" / "last").counters["batches_seen"]
-    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
-    assert f'"batches_seen": {seen},' in lines[-1]
-
-
-@pytest.mark.faults
-@pytest.mark.timeout(900)
-@pytest.mark.parametrize("stage", STAGES)
-@pytest.mark.parametrize("lines", [1, 3, 4, 5])
-def test_killed_at_any_time_and_resumed(
-    programs, commands, uninterrupted, metrics, tmp_path: Path, stage: str, lines: int
-) -> None:
-    """Saving at every batch: the process may die while a checkpoint is being replaced."""
-    command = (*commands[stage], "callbacks.checkpoints.every=1", f"run_dir={tmp_path}")
-    process = programs.start("train", *command)
-    wait_for_lines(process, tmp_path / "metrics.jsonl", lines)
-    process.kill()
-    process.communicate()
-    programs.done("train", *command)
-    assert metrics(tmp_path) == metrics(uninterrupted[stage])
-    assert_same_state(tmp_path / "checkpoints" / "last", uninterrupted[stage] / "checkpoints" / "last")

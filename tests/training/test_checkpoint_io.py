@@ -11,15 +11,16 @@ from latentdiff.training.callbacks.checkpoints import Checkpoints
 from latentdiff.training.checkpoint_io import DirectoryCheckpointIO
 
 FIRST_STAGE = {"path": "somewhere", "hash": "ab"}
+DATA = {"fingerprint": "cd", "seed": 0, "global_batch": 4}
 
 
 @pytest.fixture
 def train(fit, batch, tmp_path):
     """Trains batches ``start`` to ``stop``, saving at the end, and returns the trainer."""
 
-    def run(module, stop, *callbacks, start=0, run="run", **options):
-        io = DirectoryCheckpointIO(config="seed: 0\n", first_stage=FIRST_STAGE)
-        saving = Checkpoints(run_dir=str(tmp_path / run), every=10**6)
+    def run(module, stop, *callbacks, start=0, run="run", monitor=None, **options):
+        io = DirectoryCheckpointIO(config="seed: 0\n", first_stage=FIRST_STAGE, data=DATA)
+        saving = Checkpoints(run_dir=str(tmp_path / run), every=10**6, monitor=monitor)
         batches = [batch(i) for i in range(start, stop)]
         return fit(module, batches, *callbacks, saving, val=[batch(9)], plugins=[io], **options)
 
@@ -51,6 +52,16 @@ def test_resumed_training_ends_where_unbroken_training_does(any_module, train, t
     assert digests[0] == digests[1]
 
 
+def test_a_checkpoint_made_in_validation_is_one_of_training(any_module, train, tmp_path):
+    """What validation uses, the averages, is not what is trained on."""
+    whole, part, rest = any_module(), any_module(), any_module()
+    train(whole, 5, run="whole")
+    monitor = {"autoencoder": "val/psnr", "diffusion": "val/loss"}[part.kind]
+    train(part, 3, run="part", monitor=monitor, val_check_interval=3)
+    train(rest, 5, start=3, run="rest", resume=str(tmp_path / "part/checkpoints/best"))
+    assert same(rest.state_dict(), whole.state_dict())
+
+
 def test_state_on_disk_is_the_optimisers_and_executes_nothing(any_module, train, tmp_path):
     module = any_module()
     lightning = train(module, 2)
@@ -68,6 +79,7 @@ def test_directory_describes_itself(any_module, train, tmp_path):
     assert (manifest.kind, manifest.world_size, manifest.first_stage) == (module.kind, 1, FIRST_STAGE)
     assert manifest.counters == {"batches_seen": 3, "images_seen": 12}
     assert manifest.latent == {"channels": 2, "factor": 2}
+    assert manifest.data == {**DATA, "batches_seen": 3}
     assert manifest.extra["seconds"] >= 0
     assert store.load_config(folder) == "seed: 0\n"
     weights, averages = store.load_weights(folder, "model"), store.load_weights(folder, "ema")

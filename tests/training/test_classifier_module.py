@@ -168,5 +168,5 @@ def test_samples_without_a_label_stop_training_and_validation(
 
 def test_codec_is_in_no_checkpoint(classifier_module):
     module = classifier_module()
-    assert {name.split(".")[0] for name in module.state_dict()} == {"model", "ema"}
+    assert {name.split(".")[0] for name in module.state_dict()} == {"model", "ema", "nonfinite"}
     assert (module.kind, module.latent) == ("classifier", {"channels": 2, "factor": 2})

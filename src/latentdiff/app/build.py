@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import RichProgressBar
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
+from latentdiff.app.processes import check_count
 from latentdiff.config.errors import InputError
 from latentdiff.config.instantiate import build
 from latentdiff.nn.precision import computes_in_bf16
@@ -41,8 +42,10 @@ def autocast_dtype(choice: str, accelerator: str) -> torch.dtype | None:
 def trainer(cfg: DictConfig, files: DirectoryCheckpointIO) -> pl.Trainer:
     """The trainer with its callbacks and loggers; ``files`` writes and reads its checkpoints.
 
-    Raises InputError for what Lightning refuses here: a device that is not there, a logger that is not installed.
+    Raises InputError for what Lightning refuses here, a device that is not there, a logger that is not installed, and
+    where a launcher started another number of processes.
     """
+    check_count(world_size(cfg))
     node = OmegaConf.create(OmegaConf.to_container(cfg.trainer, resolve=True))
     node.precision = precision(node.precision, node.accelerator)
     terminal = sys.stdout.isatty()
@@ -50,7 +53,7 @@ def trainer(cfg: DictConfig, files: DirectoryCheckpointIO) -> pl.Trainer:
     for callback in callbacks:
         if hasattr(callback, "echo"):
             callback.echo = callback.echo or not terminal
-    callbacks.append(ValidateLast())
+    callbacks.append(ValidateLast(total=cfg.max_batches))
     if terminal:
         callbacks.append(RichProgressBar())
     try:

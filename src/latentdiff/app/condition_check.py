@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from omegaconf import DictConfig
-from torch import Tensor
+from torch import Tensor, nn
 
 from latentdiff.conditioning.class_label import ClassIndex, ClassTokens, ClassVector
 from latentdiff.config.errors import InputError
@@ -31,12 +32,12 @@ class BlankCodec:
 
 
 @torch.no_grad()
-def check_conditioner(cfg: DictConfig, batch: Batch) -> None:
+def check_conditioner(cfg: DictConfig, batch: Batch, make: Callable[[DictConfig], nn.Module] = build) -> None:
     """The conditioner can be built (its weights and vocabulary are there), reads ``batch`` as the data make it, and
-    gives what its configuration says, which backbone and data rely on. The one built here is not kept."""
+    gives what its configuration says, which backbone and data rely on. What ``make`` makes of its node is not kept."""
     codec = BlankCodec(cfg.latent.channels, cfg.latent.factor)
     try:
-        conditioner = build(cfg.conditioner.module).eval()
+        conditioner = make(cfg.conditioner.module).eval()
         conditioner(batch, codec)
         null = conditioner.null(batch, codec)
     except InputError as error:

@@ -18,6 +18,7 @@ from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from latentdiff.app.launch import SIGNALLED
 from latentdiff.checkpoint import store
 from latentdiff.checkpoint.foreign import reading as foreign
 from latentdiff.checkpoint.foreign.statistics import Statistics
@@ -71,6 +72,8 @@ class Automatic:
         else:
             print(f"first stage: none for this data yet, training '{name}' in {run_dir}", flush=True)
             _train([*self.overrides, f"run_dir='{run_dir}'", "resume=auto"])
+            if not _complete(run_dir, self.config.max_batches):
+                sys.exit(0)  # trainer.max_time was up, and the first stage has said so
         return store.resolve(run_dir, prefer=("last",))
 
 
@@ -201,17 +204,18 @@ def _train(overrides: list[str]) -> None:
     code = _wait(subprocess.Popen([sys.executable, sys.argv[0], *overrides], env=environment))
     if code == 2:
         raise InputError("the first stage was refused; see the message above")
-    if code in (130, 143):
+    if code > SIGNALLED:
         sys.exit(code)
     if code:
         raise RuntimeError(f"training the first stage ended with exit code {code}; see its message above")
 
 
 def _wait(child: subprocess.Popen) -> int:
-    """Leaves Ctrl-C, which the terminal sends to the child too, and SIGTERM to the child, which saves its state."""
+    """Leaves signals to the child, which saves its state; Ctrl-C the terminal sends to the child too."""
     before = {
         signal.SIGINT: signal.signal(signal.SIGINT, lambda number, frame: None),
         signal.SIGTERM: signal.signal(signal.SIGTERM, lambda number, frame: child.send_signal(number)),
+        signal.SIGUSR1: signal.signal(signal.SIGUSR1, lambda number, frame: child.send_signal(number)),
     }
     try:
         return child.wait()

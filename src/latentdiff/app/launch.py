@@ -22,13 +22,15 @@ from omegaconf import DictConfig
 
 import latentdiff
 from latentdiff.app import schema
+from latentdiff.app.processes import is_first
 from latentdiff.config.compose import VERSION_BASE, compose, expand_sweeps
-from latentdiff.config.errors import InputError
+from latentdiff.config.errors import InputError, RunError
 from latentdiff.config.faults import Fault
 from latentdiff.config.quoting import quote_overrides, requote
 
 DONE, FAILED, REFUSED, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
-"""Exit codes. TERMINATED is the shell's number for SIGTERM."""
+"""Exit codes. Those above SIGNALLED are the shell's: SIGNALLED + 2 for Ctrl-C, + 15 for SIGTERM, and so on."""
+SIGNALLED = 128
 
 HELP_WITH = {"train": ("experiment=ldm_txt2img",)}
 """What --help shows the configuration of, where a choice without a default has not been made."""
@@ -73,7 +75,8 @@ def run(job: Job, config_name: str) -> int:
     except BaseException as error:
         if not (isinstance(error, SystemExit) and any(codes)):  # Hydra's own 1 after jobs that failed
             codes.append(_judge(error))
-    return next((code for code in (TERMINATED, INTERRUPTED, FAILED) if code in codes), max(codes, default=DONE))
+    worst = max(codes, default=DONE)
+    return FAILED if FAILED in codes and worst <= SIGNALLED else worst
 
 
 def find_configs(config_name: str) -> Path:
@@ -93,7 +96,7 @@ def find_configs(config_name: str) -> Path:
 
 def report(faults: list[Fault]) -> None:
     """One line per fault on stderr; of a distributed run's processes only the first speaks."""
-    if os.environ.get("LOCAL_RANK", "0") == "0":
+    if is_first():
         for fault in faults:
             print(f"error: {fault}", file=sys.stderr)
 
@@ -160,7 +163,7 @@ def _guarded(job: Job, codes: list[int], options: list[str]) -> Job:
             job(cfg)
         except BaseException as error:
             codes.append(_judge(error))
-            if codes[-1] in (INTERRUPTED, TERMINATED):
+            if codes[-1] > SIGNALLED:
                 raise
             if multirun and codes[-1] != DONE:
                 number = HydraConfig.get().job.num
@@ -192,11 +195,11 @@ def _judge(error: BaseException) -> int:
         return INTERRUPTED
     if isinstance(error, JobFailedError):
         return error.code
-    if isinstance(error, InputError):
+    if isinstance(error, InputError | RunError):
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             traceback.print_exception(error)
         report([Fault("", str(error))])
-        return REFUSED
+        return REFUSED if isinstance(error, InputError) else FAILED
     traceback.print_exception(error)
     return FAILED
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -11,30 +10,18 @@ from omegaconf import DictConfig, OmegaConf
 
 from latentdiff.app.build import world_size
 from latentdiff.app.generate import check_training_guidance
-from latentdiff.checkpoint import store
 from latentdiff.checkpoint.foreign.backbones import load_backbone_weights
 from latentdiff.config import allowlist
 from latentdiff.config.errors import InputError
 from latentdiff.config.instantiate import build
-from latentdiff.diffusion.timesteps import Curriculum, DiscreteUniform
+from latentdiff.data.buckets import checked_sizes
+from latentdiff.diffusion.timesteps import DiscreteUniform
 from latentdiff.training.compilation import compile_blocks
 from latentdiff.training.diffusion_module import check_offset_noise
 from latentdiff.training.parts import check_micro_batch
 from latentdiff.types import Conditioning
 
 POSITIVE = ("max_batches", "global_batch", "validate_every", "data.size")
-
-ARCHITECTURE = (
-    "autoencoder",
-    "backbone",
-    "diffusion.path",
-    "diffusion.parameterization",
-    "conditioner",
-    "latent",
-    "task.power_ema",
-)
-"""Parts of the configuration that a resumed run must share with its checkpoint; the law of t and the weighting may
-change, as the optimiser's settings may."""
 
 
 def kind_of(cfg: DictConfig) -> str:
@@ -78,6 +65,15 @@ def check_latents(cfg: DictConfig, latent: dict[str, int]) -> None:
     if size % factor:
         near = max(factor, round(size / factor) * factor)
         raise InputError(f"data.size: {size} is not divisible by {by} = {factor}; {near} is")
+    for height, width in bucket_sizes(cfg):
+        if height % factor or width % factor:
+            raise InputError(f"data.buckets: {height}x{width} is not divisible by {by} = {factor}")
+
+
+def bucket_sizes(cfg: DictConfig) -> list[tuple[int, int]]:
+    """(height, width) of the training images that are no squares of ``data.size``."""
+    node = cfg.data.get("buckets")
+    return [] if node is None else checked_sizes(build(node))
 
 
 def check_optimizers(cfg: DictConfig) -> None:
@@ -132,7 +128,8 @@ def check_backbone(cfg: DictConfig, *, resumed: bool) -> None:
             "leave it at its default"
         )
     compile_blocks(backbone, cfg.task.get("compile", "none"))
-    _check_shapes(cfg, backbone)
+    for height, width in [(cfg.data.size, cfg.data.size), *bucket_sizes(cfg)]:
+        _check_shapes(cfg, backbone, height // cfg.latent.factor, width // cfg.latent.factor)
     if cfg.init_backbone is None or resumed:
         return
     if not Path(cfg.init_backbone).exists():
@@ -148,16 +145,15 @@ def check_backbone(cfg: DictConfig, *, resumed: bool) -> None:
         raise InputError(f"init_backbone: {error}") from error
 
 
-def _check_shapes(cfg: DictConfig, backbone: torch.nn.Module) -> None:
+def _check_shapes(cfg: DictConfig, backbone: torch.nn.Module, height: int, width: int) -> None:
     """On the meta device, where nothing is computed: what the conditioner gives goes in, a latent comes out."""
-    side = cfg.data.size // cfg.latent.factor
     given = {name: cfg.conditioner.get(name) for name in ("width", "vector", "spatial", "rows")}
     with torch.device("meta"):
-        x = torch.empty(1, cfg.latent.channels, side, side)
+        x = torch.empty(1, cfg.latent.channels, height, width)
         cond = Conditioning(
             tokens=torch.empty(1, 2, given["width"]) if given["width"] else None,
             vector=torch.empty(1, given["vector"]) if given["vector"] else None,
-            spatial=torch.empty(1, given["spatial"], side, side) if given["spatial"] else None,
+            spatial=torch.empty(1, given["spatial"], height, width) if given["spatial"] else None,
             label=torch.empty(1, dtype=torch.int64) if given["rows"] else None,
         )
         try:
@@ -212,51 +208,3 @@ def check_sampling(cfg: DictConfig) -> None:
         names = f"{type(solver).__name__} with {type(denoiser.path).__name__}"
         raise InputError(f"sampler: {names} does not end with finite numbers on these times; choose another")
     check_training_guidance(cfg)
-
-
-def check_kind(cfg: DictConfig, checkpoint: Path) -> None:
-    """Refuses a checkpoint of another kind, and one that was saved for use alone."""
-    manifest = store.read_manifest(checkpoint, expect_kind=kind_of(cfg))
-    if store.TRAIN_STATE not in manifest.files:
-        raise InputError(
-            f"'{checkpoint}' was saved without training state and cannot be resumed; resume from a checkpoint that "
-            "training wrote, or start a new run from its weights with init_backbone=PATH"
-        )
-
-
-def check_resume(cfg: DictConfig, checkpoint: Path) -> None:
-    """Refuses a damaged checkpoint, and one of another architecture, naming each key that differs."""
-    store.verify(checkpoint)
-    saved = OmegaConf.create(store.load_config(checkpoint))
-    differing = [
-        f"{key}: {old!r} in the checkpoint, {new!r} now"
-        for part in ARCHITECTURE
-        for key, old, new in _differences(OmegaConf.select(saved, part), OmegaConf.select(cfg, part), part)
-    ]
-    if differing:
-        raise InputError(
-            f"'{checkpoint}' cannot be resumed with another architecture; start in a new run_dir, or set back\n  "
-            + "\n  ".join(differing)
-        )
-    laws = [OmegaConf.select(each, "task.loss.timesteps") for each in (cfg, saved)]
-    if None not in laws:
-        _check_curriculum(*map(build, laws), checkpoint)
-
-
-def _check_curriculum(now: object, before: object, checkpoint: Path) -> None:
-    """A resumed run does not go back to the first law, which a larger ``max_batches`` may have made longer."""
-    if isinstance(now, Curriculum) and isinstance(before, Curriculum):
-        seen = store.read_manifest(checkpoint).counters["batches_seen"]
-        if before.batches <= seen < now.batches:
-            raise InputError(
-                f"diffusion.timesteps: '{checkpoint}' left the curriculum's first law after {before.batches} batches, "
-                f"now it would rule {now.batches}; set diffusion.timesteps.batches={before.batches}"
-            )
-
-
-def _differences(old: object, new: object, key: str) -> Iterator[tuple[str, object, object]]:
-    if isinstance(old, DictConfig) and isinstance(new, DictConfig):
-        for name in [*old, *(name for name in new if name not in old)]:
-            yield from _differences(old.get(name), new.get(name), f"{key}.{name}")
-    elif old != new:
-        yield key, old, new

@@ -46,6 +46,7 @@ class TrainConfig(RunConfig):
     global_batch: int = MISSING
     validate_every: int = 500
     resume: str = "auto"
+    resume_with_changed_data: bool = False
     latent: LatentConfig = field(default_factory=LatentConfig)
     task: Any = None
     logger: Any = None

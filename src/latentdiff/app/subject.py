@@ -75,6 +75,11 @@ def data_for(cfg: DictConfig, subject: Subject) -> DataModule:
             "data: an imported model brings none; choose some, e.g. data=webdataset data.train=PATH data.size=512"
         )
     data: DataModule = build(subject.data.module)
+    if data.readers is not None:
+        raise InputError(
+            "data: cached latents have no images to compare with; name those they were made of, e.g. data=webdataset "
+            "data.train=PATH data.size=64"
+        )
     conditioner = OmegaConf.select(subject.config, "conditioner")
     if cfg.get("data") is not None and conditioner is not None:
         makers = conditioner.get("conditions")

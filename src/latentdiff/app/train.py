@@ -7,20 +7,23 @@ import sys
 import warnings
 from pathlib import Path
 
+import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig, OmegaConf
 
 from latentdiff.app import build as make
+from latentdiff.app import cached_run, preflight, resume_check
 from latentdiff.app import first_stage as stage_one
-from latentdiff.app import preflight
 from latentdiff.app import run_dir as runs
 from latentdiff.app.condition_check import check_conditioner
+from latentdiff.app.processes import is_first
 from latentdiff.checkpoint import store
 from latentdiff.checkpoint.foreign.backbones import load_backbone_weights
 from latentdiff.checkpoint.models import first_stage_record, load_codec
 from latentdiff.config.instantiate import build
 from latentdiff.data.datamodule import DataModule
-from latentdiff.training.callbacks.checkpoints import Stopped
+from latentdiff.training.callbacks.interruption import Stopped
+from latentdiff.training.callbacks.validation import was_validated
 from latentdiff.training.checkpoint_io import DirectoryCheckpointIO
 
 
@@ -30,29 +33,35 @@ def run(cfg: DictConfig) -> None:
     preflight.check_numbers(cfg)
     preflight.check_optimizers(cfg)
     preflight.check_task(cfg)
+    cache = cached_run.opened(cfg)
     where = runs.prepare(cfg.run_dir, outputs=cfg.paths.outputs, name=cfg.experiment)
     cfg.run_dir = str(where)
     checkpoint = runs.resume_from(where, cfg.resume)
     if checkpoint is not None:
-        preflight.check_kind(cfg, checkpoint)
+        resume_check.check_kind(cfg, checkpoint)
     first = None if cfg.first_stage is None else stage_one.planned(cfg, checkpoint)
     preflight.check_latents(cfg, first.latent if first else stage_one.latent_shape(cfg.autoencoder))
     if first is not None:
         preflight.check_loss(cfg)
+    if cache is not None:
+        cache.check(cfg, first.path, first.statistics)
     if preflight.kind_of(cfg) == "diffusion":
         preflight.check_backbone(cfg, resumed=checkpoint is not None)
         preflight.check_sampling(cfg)
     if checkpoint is not None:
-        preflight.check_resume(cfg, checkpoint)
+        resume_check.check_config(cfg, checkpoint)
     text = OmegaConf.to_yaml(cfg, resolve=True)
     files = DirectoryCheckpointIO(config=text)
     trainer = make.trainer(cfg, files)
     data = build(cfg.data.module)
     data.prepare_data()
     data.setup()
+    files.data = resume_check.position(cfg, data)
     if preflight.kind_of(cfg) == "diffusion":
-        check_conditioner(cfg, data.preview(2))
-    if checkpoint is not None and not _continues(data, checkpoint, cfg.max_batches):
+        check_conditioner(cfg, data.preview(2), build if cache is None else cache.conditioner)
+    if checkpoint is not None:
+        resume_check.check_data(cfg, checkpoint, files.data)
+    if checkpoint is not None and not _continues(data, checkpoint, cfg.max_batches, trainer):
         return
     parts = {}
     if first is not None:
@@ -60,7 +69,7 @@ def run(cfg: DictConfig) -> None:
         files.first_stage = first_stage_record(path, first.statistics)
         parts["codec"] = load_codec(path, statistics=first.statistics)
     torch.manual_seed(cfg.seed)
-    module = build(cfg.task, inject=parts)
+    module = build(cfg.task, inject=parts) if cache is None else cache.build_task(cfg.task, parts)
     if cfg.init_backbone is not None and checkpoint is None:
         module.start_from(lambda backbone: load_backbone_weights(backbone, cfg.init_backbone))
     if trainer.is_global_zero:
@@ -71,7 +80,8 @@ def run(cfg: DictConfig) -> None:
     except Stopped as stopped:
         if trainer.is_global_zero:
             print(f"{stopped}; the same command with run_dir={where} goes on from there", flush=True)
-        sys.exit(128 + stopped.signal)
+        # Where another process of the run leaves with an error, launchers kill the rest: rank 0 speaks for all.
+        sys.exit(stopped.code if trainer.is_global_zero else 0)
     finally:
         _finish_wandb()
 
@@ -83,14 +93,22 @@ def _finish_wandb() -> None:
         wandb.finish()
 
 
-def _continues(data: DataModule, checkpoint: Path, max_batches: int) -> bool:
-    """Lets ``data`` go on where the checkpoint stopped; False where nothing is left to train."""
-    data.start_batch = store.read_manifest(checkpoint).counters["batches_seen"]
-    if data.start_batch >= max_batches:
-        print(f"already at {data.start_batch} of {max_batches} batches: nothing to do", flush=True)
+def _continues(data: DataModule, checkpoint: Path, max_batches: int, trainer: pl.Trainer) -> bool:
+    """Lets ``data`` go on where the checkpoint stopped; False where nothing is left to train or to validate."""
+    manifest = store.read_manifest(checkpoint)
+    data.start_batch = seen = manifest.counters["batches_seen"]
+    if seen > max_batches or (seen == max_batches and (was_validated(manifest.extra) or not trainer.limit_val_batches)):
+        _say(f"already at {seen} of {max_batches} batches: nothing to do")
         return False
-    print(f"resuming from {checkpoint} at batch {data.start_batch}", flush=True)
+    if seen == max_batches:
+        data.max_batches = seen + 1  # Lightning wants a batch at hand; ValidateLast stops before it
+    _say(f"resuming from {checkpoint} at batch {seen}" + (": its validation is missing" if seen == max_batches else ""))
     return True
+
+
+def _say(text: str) -> None:
+    if is_first():
+        print(text, flush=True)
 
 
 def _quiet() -> None:

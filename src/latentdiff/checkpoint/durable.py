@@ -10,9 +10,13 @@ import hashlib
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+
+def passed(point: str) -> None:
+    """Named points of a save, for the fault tests, which put a kill in this function's place."""
 
 
 @contextmanager
@@ -29,22 +33,30 @@ def new_file(path: str | Path) -> Iterator[Path]:
 
 
 @contextmanager
-def new_directory(path: str | Path) -> Iterator[Path]:
+def new_directory(
+    path: str | Path, *, keep_as: Path | None = None, check: Callable[[Path], object] | None = None
+) -> Iterator[Path]:
     """Yields an empty directory to fill; it takes the place of ``path`` when the block ends without an error.
 
-    A directory cannot be replaced in one step: the old one is renamed aside, the new one in, the old one deleted.
-    A process killed between the two renames leaves the old one aside, where ``set_aside`` finds it.
+    A directory cannot be replaced in one step: the old one is renamed, the new one moved in. The old one is called
+    ``keep_as`` from then on, a name beside ``path`` that is free; without one it is set aside and deleted when the
+    new one stands. A process killed between the two renames leaves it there, see ``set_aside`` and ``tidy``.
+    ``check`` looks at the new one, on disk, before anything is moved; what it raises leaves the old one untouched.
     """
     path = Path(path)
-    _tidy(path)
+    tidy(path.parent, path.name)
     staged = _beside(path, "tmp")
     staged.mkdir()
     try:
         yield staged
+        passed("written")
         for file in staged.iterdir():
             flush(file)
         flush(staged)
-        _move_in(staged, path)
+        passed("flushed")
+        if check is not None:
+            check(staged)
+        _move_in(staged, path, keep_as)
     finally:
         shutil.rmtree(staged, ignore_errors=True)
 
@@ -52,6 +64,40 @@ def new_directory(path: str | Path) -> Iterator[Path]:
 def set_aside(path: Path) -> list[Path]:
     """What once stood at ``path`` and was being replaced when a process was killed."""
     return sorted(path.parent.glob(f".old-{path.name}-????????"))
+
+
+def tidy(folder: Path, name: str = "*") -> None:
+    """Clears what killed processes left in ``folder`` of ``name``, by default of every name: brings back an old
+    directory whose place is empty, drops the rest. To be called by the one process that writes there."""
+    for old in set_aside(folder / name):
+        place = folder / old.name.removeprefix(".old-")[:-9]
+        if place.exists():
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            os.rename(old, place)
+    for staged in folder.glob(f".tmp-{name}-????????"):
+        shutil.rmtree(staged, ignore_errors=True)
+
+
+def remove(path: Path) -> None:
+    """Deletes a directory such that no part of it is left at its place."""
+    gone = _beside(path, "tmp")
+    os.rename(path, gone)
+    passed("pruning")
+    shutil.rmtree(gone, ignore_errors=True)
+
+
+def append(path: Path, text: str) -> None:
+    """Adds ``text`` at the end of a file, or nothing. Raises OSError when the disk refuses."""
+    left = text.encode()
+    with path.open("ab", buffering=0) as file:
+        end = file.seek(0, os.SEEK_END)
+        try:
+            while left:  # a disk that is almost full takes a part first
+                left = left[file.write(left) :]
+        except OSError:
+            file.truncate(end)
+            raise
 
 
 def flush(path: Path) -> None:
@@ -63,11 +109,23 @@ def flush(path: Path) -> None:
         os.close(handle)
 
 
-def _move_in(staged: Path, path: Path) -> None:
-    old = _beside(path, "old")
+def sha256(path: Path, *, from_disk: bool = False) -> str:
+    """Of a file's content, hexadecimal; ``from_disk`` asks the system for the disk's copy, not for memory's."""
+    hasher = hashlib.sha256()
+    with path.open("rb") as file:
+        if from_disk and hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        while block := file.read(1 << 22):
+            hasher.update(block)
+    return hasher.hexdigest()
+
+
+def _move_in(staged: Path, path: Path, keep_as: Path | None) -> None:
+    old = keep_as or _beside(path, "old")
     standing = path.exists()
     if standing:
         os.rename(path, old)
+    passed("moved aside")
     try:
         os.rename(staged, path)
     except OSError:
@@ -75,29 +133,11 @@ def _move_in(staged: Path, path: Path) -> None:
             os.rename(old, path)
         raise
     flush(path.parent)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _tidy(path: Path) -> None:
-    """Clears what a killed process left: brings back the old directory if none stands, drops the rest."""
-    for old in set_aside(path):
-        if path.exists():
-            shutil.rmtree(old, ignore_errors=True)
-        else:
-            os.rename(old, path)
-    for staged in path.parent.glob(f".tmp-{path.name}-????????"):
-        shutil.rmtree(staged, ignore_errors=True)
+    passed("moved in")
+    if keep_as is None:
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def _beside(path: Path, role: str) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     return path.parent / f".{role}-{path.name}-{uuid.uuid4().hex[:8]}"
-
-
-def sha256(path: Path) -> str:
-    """Of a file's content, hexadecimal."""
-    hasher = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 22):
-            hasher.update(block)
-    return hasher.hexdigest()

@@ -2,18 +2,19 @@
 
 ``model.safetensors``, ``ema.safetensors`` (may be absent), ``train_state.pt`` (may be absent; plain values and tensors,
 loads with ``weights_only=True``), ``config.yaml`` (resolved), ``manifest.json`` (see ``Manifest``). It is written in a
-``.tmp-*`` directory beside its place, flushed to disk and renamed: at its place stands a complete checkpoint or none.
+``.tmp-*`` directory beside its place, flushed to disk, read again and renamed: at its place stands a complete
+checkpoint or none.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
+import errno
 import pickle
 import platform
+import re
+import time
 from collections import Counter, OrderedDict
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Literal
 
@@ -24,45 +25,18 @@ from torch import Tensor
 
 from latentdiff import __version__
 from latentdiff.checkpoint import durable
+from latentdiff.checkpoint.manifest import KINDS, MANIFEST, WEIGHTS, Manifest, read_manifest
 from latentdiff.config.errors import InputError
 
 Part = Literal["model", "ema"]
 
-KINDS = {"autoencoder": "stage one", "diffusion": "stage two", "classifier": "noisy classifier"}
-MANIFEST, CONFIG, TRAIN_STATE = "manifest.json", "config.yaml", "train_state.pt"
-WEIGHTS: dict[str, str] = {"model": "model.safetensors", "ema": "ema.safetensors"}
+CONFIG, TRAIN_STATE = "config.yaml", "train_state.pt"
 COUNTERS = ("batches_seen", "images_seen")
-FORMAT = 1
+LAST, BEST = "last", "best"
+REREAD_UP_TO = 10 * 2**30
+"""Bytes of a checkpoint up to which the hashes are read again from disk after writing. Of a larger one the sizes are
+compared: reading it twice would hold up training for minutes, and a resumed run compares the hashes anyway."""
 _PLAIN = (str, bytes, int, float, bool, complex, type(None), Tensor, torch.Size, torch.dtype, torch.device)
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """What ``manifest.json`` holds."""
-
-    kind: str
-    """A key of ``KINDS``."""
-    counters: dict[str, int]
-    """How far training has come: ``batches_seen`` and ``images_seen``."""
-    files: dict[str, dict]
-    """File name -> {"size": bytes, "sha256": hexadecimal}."""
-    world_size: int = 1
-    first_stage: dict | None = None
-    """Stage two: {"path": str, "hash": digest of the stage-one checkpoint}."""
-    latent: dict | None = None
-    """{"channels": int, "factor": int}."""
-    versions: dict[str, str] = field(default_factory=dict)
-    extra: dict = field(default_factory=dict)
-    """Free: metric values and the like, whatever JSON holds."""
-    format: int = FORMAT
-
-    @property
-    def digest(self) -> str:
-        """Identity of the weights: sha256 over the sha256 of the model and of its average."""
-        listed = "".join(
-            f"{part}:{self.files[name]['sha256']}\n" for part, name in WEIGHTS.items() if name in self.files
-        )
-        return hashlib.sha256(listed.encode()).hexdigest()
 
 
 def save(
@@ -77,9 +51,12 @@ def save(
     world_size: int = 1,
     first_stage: dict | None = None,
     latent: dict | None = None,
+    data: dict | None = None,
     extra: dict | None = None,
+    keep_as: Path | None = None,
 ) -> Manifest:
-    """Write a checkpoint at ``path``; one that stands there is replaced once the new one is complete on disk.
+    """Write a checkpoint at ``path``; one that stands there is replaced once the new one is complete on disk, and
+    moved to ``keep_as`` where that is given.
 
     Raises OSError when the disk refuses (what stood at ``path`` still stands) and TypeError when ``train_state``
     holds what would not load with ``weights_only=True``.
@@ -89,7 +66,7 @@ def save(
     if set(counters) != set(COUNTERS):
         raise ValueError(f"counters must be {' and '.join(COUNTERS)}; got {sorted(counters)}")
     _refuse_objects(train_state, "train_state")
-    with durable.new_directory(path) as staged:
+    with durable.new_directory(path, keep_as=keep_as, check=_check_written) as staged:
         manifest = Manifest(
             kind=kind,
             counters=counters,
@@ -98,42 +75,11 @@ def save(
             first_stage=first_stage,
             latent=latent,
             versions={"latentdiff": __version__, "torch": torch.__version__, "python": platform.python_version()},
+            data=data,
+            saved_at=time.time(),
             extra=extra or {},
         )
-        (staged / MANIFEST).write_text(json.dumps(asdict(manifest), indent=2) + "\n", encoding="utf-8")
-    return manifest
-
-
-def read_manifest(path: str | Path, *, expect_kind: str | None = None) -> Manifest:
-    """The manifest of the checkpoint directory ``path``, refused when it is not of ``expect_kind``."""
-    file = Path(path) / MANIFEST
-    if not Path(path).exists():
-        raise InputError(
-            f"checkpoint not found: '{path}' does not exist; give a checkpoint directory or a run directory"
-        )
-    if not file.is_file():
-        raise InputError(
-            f"'{path}' is not a checkpoint: it has no {MANIFEST}; give a directory that a training run wrote"
-        )
-    try:
-        raw = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(
-            f"'{file}' is not readable JSON ({error}); the checkpoint is damaged, use another one"
-        ) from error
-    if not isinstance(raw, dict) or raw.get("format") != FORMAT:
-        found = raw.get("format") if isinstance(raw, dict) else type(raw).__name__
-        raise InputError(f"'{file}' has format {found}, this version of latentdiff reads format {FORMAT}")
-    if names := {f.name for f in fields(Manifest)} ^ set(raw):
-        raise InputError(
-            f"'{file}' has missing or unknown entries: {', '.join(sorted(names))}; the checkpoint is damaged"
-        )
-    manifest = Manifest(**raw)
-    if expect_kind is not None and manifest.kind != expect_kind:
-        raise InputError(
-            f"'{path}' is a checkpoint of kind {manifest.kind} ({KINDS.get(manifest.kind, 'unknown')}), one of kind "
-            f"{expect_kind} ({KINDS[expect_kind]}) is wanted here; give the checkpoint of such a run"
-        )
+        (staged / MANIFEST).write_text(manifest.text, encoding="utf-8")
     return manifest
 
 
@@ -160,8 +106,9 @@ def load_config(path: str | Path) -> str:
     return _listed(path, CONFIG, "it was saved without its configuration").read_text(encoding="utf-8")
 
 
-def verify(path: str | Path) -> Manifest:
-    """Re-read every file and compare size and sha256 with the manifest; all faults come in one InputError."""
+def verify(path: str | Path, *, hashes: bool = True, from_disk: bool = False) -> Manifest:
+    """Re-read every file and compare size and, unless ``hashes`` is off, sha256 with the manifest; all faults come in
+    one InputError. ``from_disk``: as in ``durable.sha256``."""
     manifest = read_manifest(path)
     faults = []
     for name, entry in manifest.files.items():
@@ -170,7 +117,7 @@ def verify(path: str | Path) -> Manifest:
             faults.append(f"{name}: missing")
         elif (size := file.stat().st_size) != entry["size"]:
             faults.append(f"{name}: {entry['size']} bytes expected, {size} found")
-        elif (sha := durable.sha256(file)) != entry["sha256"]:
+        elif hashes and (sha := durable.sha256(file, from_disk=from_disk)) != entry["sha256"]:
             faults.append(f"{name}: sha256 {entry['sha256'][:16]}... expected, {sha[:16]}... found")
     if faults:
         raise InputError(
@@ -186,27 +133,63 @@ def digest(path: str | Path) -> str:
 
 def resolve(path: str | Path, *, prefer: Sequence[str] = ("best", "last")) -> Path:
     """The checkpoint directory meant by a checkpoint directory, a ``checkpoints`` folder or a run directory."""
+    if re.match(r"[A-Za-z][\w+.-]+:/", str(path)):
+        raise InputError(f"'{path}' is a URL; checkpoints are read from disk: download it first and give its folder")
     path = Path(path)
     if path.is_file():
         raise InputError(f"'{path}' is a file, a checkpoint is a directory with a {MANIFEST}; give that directory")
     looked = [path, *(path / "checkpoints" / name for name in prefer), *(path / name for name in prefer)]
     for candidate in looked:
-        for standing in (candidate, *durable.set_aside(candidate)):
+        before = kept(candidate.parent) if candidate.name == LAST else []
+        for standing in (candidate, *durable.set_aside(candidate), *before):
             if (standing / MANIFEST).is_file():
                 return standing
     listed = ", ".join(f"'{candidate / MANIFEST}'" for candidate in looked)
     raise InputError(f"no checkpoint found under '{path}'; looked for {listed}")
 
 
+def kept(folder: Path) -> list[Path]:
+    """The checkpoints of a run that were ``last`` before, the newest first."""
+    return sorted(folder.glob("batch-????????"), reverse=True)
+
+
+def kept_name(batches_seen: int) -> str:
+    """Under which a ``last`` of that many batches is kept."""
+    return f"batch-{batches_seen:08d}"
+
+
+def write_tensors(tensors: dict[str, Tensor], file: Path) -> None:
+    """A safetensors file. Raises OSError when the disk refuses."""
+    try:
+        save_file(tensors, file)
+    except SafetensorError as error:
+        raise OSError(str(error)) from error
+
+
+def _check_written(folder: Path) -> None:
+    """Reads again what was written; raises OSError where the disk holds something else."""
+    try:
+        size = sum(file.stat().st_size for file in folder.iterdir())
+        verify(folder, hashes=size <= REREAD_UP_TO, from_disk=True)
+    except InputError as error:
+        raise OSError(errno.EIO, f"what was written cannot be read again: {error}") from error
+    durable.passed("checked")
+
+
 def _write_files(
     folder: Path, model: dict[str, Tensor], ema: dict[str, Tensor] | None, train_state: dict | None, config: str
 ) -> dict[str, dict]:
     """Everything but the manifest; returns the manifest's ``files``."""
-    save_file(_storable(model), folder / WEIGHTS["model"])
+    durable.passed("begun")
+    write_tensors(_storable(model), folder / WEIGHTS["model"])
+    durable.passed("half written")
     if ema is not None:
-        save_file(_storable(ema), folder / WEIGHTS["ema"])
+        write_tensors(_storable(ema), folder / WEIGHTS["ema"])
     if train_state is not None:
-        torch.save(train_state, folder / TRAIN_STATE)
+        try:
+            torch.save(train_state, folder / TRAIN_STATE)
+        except RuntimeError as error:  # so torch reports a write that failed
+            raise OSError(str(error)) from error
     (folder / CONFIG).write_text(config, encoding="utf-8")
     return {f.name: {"size": f.stat().st_size, "sha256": durable.sha256(f)} for f in sorted(folder.iterdir())}
 

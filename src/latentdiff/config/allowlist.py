@@ -2,7 +2,8 @@
 
 A configuration may come from a stranger's checkpoint, so that a target is refused by its name before anything is
 imported, and again by where the object it names was defined: a module's own imports (``...shards.os.system``) are
-no way around the list. Methods are never targets: ``load_from_checkpoint`` and its like unpickle.
+no way around the list. Only classes are targets: functions write files and start programs, and methods such as
+``load_from_checkpoint`` unpickle.
 """
 
 from __future__ import annotations
@@ -21,7 +22,6 @@ ALLOWED = (
     "latentdiff.",
     "torch.optim.",
     "torch.nn.",
-    "torchmetrics.",
     "pytorch_lightning.Trainer",
     "pytorch_lightning.callbacks.",
     "pytorch_lightning.loggers.",
@@ -30,7 +30,7 @@ ALLOWED = (
     "pytorch_lightning.profilers.",
     "pytorch_lightning.accelerators.",
 )
-"""What a target's name may begin with."""
+"""What a target's name may begin with. Not torchmetrics: its Inception distance unpickles the file it is given."""
 
 REFUSED = ("latentdiff.app.", "latentdiff.config.", "torch.nn.utils.")
 """Programs and the machinery of configurations are no parts."""
@@ -38,17 +38,11 @@ REFUSED = ("latentdiff.app.", "latentdiff.config.", "torch.nn.utils.")
 ORIGINS = (*ALLOWED, "pytorch_lightning.trainer.", "lightning_fabric.plugins.")
 """Modules that may have defined the object; Lightning re-exports some of fabric's plugins."""
 
-FUNCTION_HOMES = tuple(
-    f"latentdiff.{room}."
-    for room in ("diffusion", "nn", "models", "losses", "conditioning", "metrics", "generation", "training")
-)
-"""Elsewhere a target is a class: functions there may write files."""
-
 _DOTTED = re.compile(r"[A-Za-z]\w*(\.[A-Za-z]\w*)+")
 
 
 def resolve(target: object) -> Callable[..., object]:
-    """The class or function that ``target`` names, ``module.Name``.
+    """The class that ``target`` names, ``module.Name``.
 
     Raises:
         InputError: not on the list, not importable, not there (with the nearest name), or defined elsewhere.
@@ -94,10 +88,8 @@ def _submodules(package: str) -> list[str]:
 
 
 def _check_origin(found: object, target: str) -> None:
-    if not inspect.isclass(found) and not inspect.isfunction(found):
-        raise InputError(f"'{target}' is neither a class nor a function but {type(found).__name__}")
+    if not inspect.isclass(found):
+        raise InputError(f"'{target}' is no class but {type(found).__name__}; a configuration builds classes only")
     home = f"{found.__module__}."
     if not home.startswith(ORIGINS) or home.startswith(REFUSED):
         raise InputError(f"'{target}' may not be built from a configuration: it comes from '{found.__module__}'")
-    if inspect.isfunction(found) and not home.startswith(FUNCTION_HOMES):
-        raise InputError(f"'{target}' is a function; from '{found.__module__}' a configuration may build classes only")

@@ -1,4 +1,4 @@
-"""The error that means: the user's input is at fault, nothing has been done yet."""
+"""The errors whose message says all that the user needs; the programs print them without a traceback."""
 
 
 class InputError(ValueError):
@@ -6,3 +6,7 @@ class InputError(ValueError):
 
     The message says what was expected, what came and what to do.
     """
+
+
+class RunError(RuntimeError):
+    """A run cannot go on; the programs exit with code 1. The message says what stands and what to do."""

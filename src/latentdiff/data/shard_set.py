@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from latentdiff.data.decode import BrokenSampleError
 from latentdiff.data.shard_files import ShardFiles
 from latentdiff.data.shard_table import IMAGE_EXTENSIONS, ShardTable
 
@@ -79,9 +80,14 @@ class ShardSet:
         return self.files.read(shard, offset, size, crc if self.table.indexed[shard] else None)
 
     def read_image(self, index: int) -> bytes:
-        """The sample's image file, undecoded; the first of jpg, jpeg, png, webp that it has."""
-        found = (self.read(index, extension) for extension in IMAGE_EXTENSIONS)
-        return next(data for data in found if data is not None)
+        """The sample's image file, undecoded; the first of jpg, jpeg, png, webp that it has.
+
+        Raises BrokenSampleError where it has none, as the samples of a cache.
+        """
+        for extension in IMAGE_EXTENSIONS:
+            if (data := self.read(index, extension)) is not None:
+                return data
+        raise BrokenSampleError("it has no image, only cached latents, which data=cached reads")
 
     def select(self, indices: Sequence[int] | np.ndarray) -> ShardSet:
         """The given samples as a set of their own."""

@@ -30,7 +30,7 @@ class _RelativeBias(nn.Module):
         return self.table[:, places[None] - places[:, None] + self.max_length - 1]
 
 
-class _Block(nn.Module):
+class TextBlock(nn.Module):
     """Pre-norm bidirectional self-attention and feed-forward."""
 
     def __init__(self, *, width: int, heads: int, max_length: int, dropout: float) -> None:
@@ -69,7 +69,7 @@ class TextTransformer(nn.Module):
         self.token_embedding = nn.Embedding(vocab_size, width)
         self.position_embedding = nn.Parameter(torch.empty(max_length, width))
         self.blocks = nn.ModuleList(
-            _Block(width=width, heads=heads, max_length=max_length, dropout=dropout) for _ in range(layers)
+            TextBlock(width=width, heads=heads, max_length=max_length, dropout=dropout) for _ in range(layers)
         )
         self.final_norm = nn.LayerNorm(width)
         self._initialise(layers)

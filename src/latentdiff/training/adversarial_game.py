@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from latentdiff.diffusion.noise import Draws, stable_hash
 from latentdiff.losses.adversarial import (
@@ -99,7 +98,7 @@ class AdversarialGame:
         weight = None
         for i, part in enumerate(parts):
             image = images(part, like=self.autoencoder.last_layer)
-            fake, latent = self._reconstruct(self.autoencoder, image, part, number)
+            fake, latent = self._reconstruct(image, part, number)
             boundary = ahead[i - 1] if ahead and i else self._boundary(image, fake, share, bool(heard))
             if heard and i == 0:
                 sums = sum(b.at_last for b in (boundary, *ahead))
@@ -114,22 +113,20 @@ class AdversarialGame:
                 tally.note(name, value * (share * len(part)))
             backward(loss, i == len(parts) - 1)
 
-    def _reconstruct(self, autoencoder: Callable, image: Tensor, part: Batch, number: int) -> tuple[Tensor, Latent]:
+    def _reconstruct(self, image: Tensor, part: Batch, number: int) -> tuple[Tensor, Latent]:
         """Reconstruction, float32 or wider, and latent. Dropout depends on the samples too: it can be repeated."""
         draws = Draws.of(part, seed=self.seed, number=number, device=image.device)
         noise = draws.normal("posterior", self.autoencoder.latent_shape(*image.shape[-2:]))
         torch.manual_seed(stable_hash(self.seed, number, "dropout", part.start))
-        fake, latent = autoencoder(image, noise)
+        fake, latent = self.autoencoder(image, noise)
         return at_least_float32(fake), latent
 
     def _rehearse(self, part: Batch, number: int, share: float) -> Boundary:
         """The boundary of a micro-batch whose turn comes later, without a graph below the last layer."""
-        last = self.autoencoder.last_layer
-        weights = {name: p if p is last else p.detach() for name, p in self.autoencoder.named_parameters()}
-        image = images(part, like=last)
+        image = images(part, like=self.autoencoder.last_layer)
         bottleneck = self.autoencoder.bottleneck.eval()  # a codebook counts what it sees in training mode
-        light = lambda *inputs: functional_call(self.autoencoder, weights, inputs)  # noqa: E731
-        fake, _ = self._reconstruct(light, image, part, number)
+        with torch.no_grad(), self.autoencoder.decoder.conv_out.register_forward_pre_hook(_record):
+            fake, _ = self._reconstruct(image, part, number)
         bottleneck.train()
         boundary = self._boundary(image, fake, share, True)
         boundary.fake_logits = None  # would hold the discriminator's graph
@@ -147,9 +144,9 @@ class AdversarialGame:
             boundary.fake_logits = self.discriminator(leaf)
             terms["gan"] = self.loss.generator(boundary.fake_logits)
             (boundary.gan,) = torch.autograd.grad(share * terms["gan"].sum(), leaf, retain_graph=True)
+            last = self.autoencoder.last_layer  # looked up before a backward pass, after which it may be sharded again
             at_last = (
-                torch.autograd.grad(fake, self.autoencoder.last_layer, gradient, retain_graph=True)[0]
-                for gradient in (nll, boundary.gan)
+                torch.autograd.grad(fake, last, gradient, retain_graph=True)[0] for gradient in (nll, boundary.gan)
             )
             boundary.at_last = torch.stack([at_least_float32(gradient) for gradient in at_last])
         return boundary
@@ -194,3 +191,8 @@ class AdversarialGame:
                 "logits_fake": per_sample(judged),
             }
         return loss.sum()
+
+
+def _record(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    """Before a layer's forward pass: from here on gradients are wanted."""
+    torch.set_grad_enabled(True)

@@ -23,7 +23,9 @@ from latentdiff.training.adversarial_game import AdversarialGame
 from latentdiff.training.adversary_watch import AdversaryWatch
 from latentdiff.training.counters import Counters, continue_run
 from latentdiff.training.ema import Ema
+from latentdiff.training.non_finite import KeptBuffers, NonFinite
 from latentdiff.training.optim import set_learning_rate
+from latentdiff.training.parallel import clip_gradients, shard
 from latentdiff.training.parts import check_micro_batch, gradient_sync, images
 from latentdiff.training.tally import Tally
 from latentdiff.types import Batch
@@ -39,8 +41,7 @@ WEIGHTS = {"sum": 1e-6, "mean": 1.0}
 class AutoencoderModule(pl.LightningModule):
     """Trains ``autoencoder`` on reconstruction + perceptual + patch-adversarial + latent loss (arXiv:2112.10752).
 
-    ``training_step`` is the order of events; the gradients are ``AdversarialGame``'s. A value that is not finite
-    stops the run before the update (NonFiniteError, on all ranks).
+    ``training_step`` is the order of events; the gradients are ``AdversarialGame``'s.
 
     Args:
         autoencoder: what is trained.
@@ -61,6 +62,7 @@ class AutoencoderModule(pl.LightningModule):
             the masks of dropout.
         alarm_window: batches after which the state of the adversarial game is judged.
         statistics_images: training images over which the latents' mean and standard deviation are taken.
+        nonfinite: what becomes of a batch with a loss or gradient that is not finite; None: it stops the run.
         seed: of every random draw.
     """
 
@@ -85,6 +87,7 @@ class AutoencoderModule(pl.LightningModule):
         micro_batch: int | None = None,
         alarm_window: int = 500,
         statistics_images: int = 2048,
+        nonfinite: NonFinite | None = None,
         seed: int = 0,
     ):
         super().__init__()
@@ -110,6 +113,7 @@ class AutoencoderModule(pl.LightningModule):
         self.optimizer, self.discriminator_optimizer, self.schedule = optimizer, discriminator_optimizer, schedule
         self.gradient_clip, self.micro_batch = gradient_clip, check_micro_batch(micro_batch)
         self.statistics_images, self.seed = statistics_images, seed
+        self.nonfinite = nonfinite or NonFinite()
         self.ema = Ema(autoencoder, decay=ema_decay)
         self.register_buffer("latent_mean", torch.zeros(autoencoder.latent_channels))
         self.register_buffer("latent_std", torch.ones(autoencoder.latent_channels))
@@ -118,6 +122,10 @@ class AutoencoderModule(pl.LightningModule):
     @property
     def latent(self) -> dict[str, int]:
         return {"channels": self.autoencoder.latent_channels, "factor": self.autoencoder.factor}
+
+    def configure_model(self) -> None:
+        """The discriminator stays whole: it is small, and its gradient penalty differentiates it twice."""
+        shard(self, ["encoder", "decoder"], self.autoencoder, [self.ema.model])
 
     def configure_optimizers(self) -> list[Optimizer]:
         parts = nn.ModuleDict({"autoencoder": self.autoencoder, "reconstruction": self.reconstruction})
@@ -128,16 +136,20 @@ class AutoencoderModule(pl.LightningModule):
 
     def training_step(self, batch: Batch, batch_index: int) -> None:
         number, tally = self.counters.batches_seen, Tally()
-        trained = self._trained(number)
+        trained, kept = self._trained(number), self._kept_buffers()
         for optimizer in trained:
             set_learning_rate(optimizer.optimizer, self.schedule(number))
             optimizer.zero_grad()
         self.game.play(batch, number, tally, self._backward, self.micro_batch)
-        tally.note("grad_norm", nn.utils.clip_grad_norm_(self.autoencoder.parameters(), self.gradient_clip))
+        tally.note("grad_norm", clip_gradients(self.autoencoder.parameters(), self.gradient_clip))
+        if self.reconstruction.logvar.requires_grad:
+            tally.note("logvar_grad", self.reconstruction.logvar.grad.abs())
         if len(trained) > 1:
             gradients = [p.grad for p in self.discriminator.parameters()]
             tally.note("discriminator_grad_norm", nn.utils.get_total_norm(gradients))
-        logs = tally.settle(keys=batch.keys, number=number)
+        logs = self.nonfinite.settle(tally, batch, self)
+        if logs is None:
+            return self._pass_over(batch, kept)
         for optimizer in trained:
             optimizer.step()
         draws = Draws.of(batch, seed=self.seed, number=number, device=self.device)
@@ -147,6 +159,16 @@ class AutoencoderModule(pl.LightningModule):
         logs |= {"lr": trained[0].param_groups[0]["lr"], **self._watch_adversary(number, logs, batch.image[0].numel())}
         self.log("train/nll", logs.pop("nll"), prog_bar=True, logger=False, batch_size=len(batch))
         self.log_dict({f"train/{k}": v for k, v in logs.items()}, logger=False, batch_size=len(batch))
+
+    def _kept_buffers(self) -> KeptBuffers | None:
+        """The discriminator's running statistics, where a batch may be passed over that would spoil them."""
+        return KeptBuffers(self.discriminator) if self.nonfinite.skip and self.discriminator is not None else None
+
+    def _pass_over(self, batch: Batch, kept: KeptBuffers | None) -> None:
+        self.autoencoder.bottleneck.forget_batch()
+        if kept is not None:
+            kept.put_back()
+        self.counters.advance(batch)
 
     def _trained(self, number: int) -> list[LightningOptimizer]:
         """The optimisers that step in batch ``number``."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
 from pytorch_lightning.plugins.io import CheckpointIO
 
-from latentdiff.checkpoint import store
+from latentdiff.checkpoint import shelf, store
+from latentdiff.checkpoint.space import free_bytes, readable, tensor_bytes
 
 
 class DirectoryCheckpointIO(CheckpointIO):
@@ -19,13 +21,26 @@ class DirectoryCheckpointIO(CheckpointIO):
     Args:
         config: the run's resolved configuration, as YAML text.
         first_stage: path and digest of the first stage that a diffusion model was trained on, or None.
+        data: what the run's samples and their order are: {"fingerprint", "seed", "global_batch"}, or None.
     """
 
-    def __init__(self, *, config: str, first_stage: dict | None = None):
-        self.config, self.first_stage = config, first_stage
+    def __init__(self, *, config: str, first_stage: dict | None = None, data: dict | None = None):
+        self.config, self.first_stage, self.data = config, first_stage, data
+        self.failure: str | None = None
+        """Why the disk refused the last save; None when it was written."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str, storage_options: Any | None = None) -> None:
+        """On rank 0, while the others wait: what the disk refuses is noted in ``failure``, for all of them."""
+        self.failure = None
+        try:
+            self._save(checkpoint, Path(path))
+        except OSError as error:
+            needed, free = readable(tensor_bytes(checkpoint)), readable(free_bytes(Path(path)))
+            self.failure = f"{error.strerror or error}; {needed} needed, {free} free at '{path}'"
+
+    def _save(self, checkpoint: dict[str, Any], path: Path) -> None:
         about = checkpoint["latentdiff"]
+        seen = about["counters"]["batches_seen"]
         weights = checkpoint["state_dict"]
         ema = {name: value for name, value in weights.items() if name.startswith("ema.")}
         model = {name: value for name, value in weights.items() if name not in ema}
@@ -44,8 +59,10 @@ class DirectoryCheckpointIO(CheckpointIO):
             counters=about["counters"],
             latent=about["latent"],
             first_stage=self.first_stage,
+            data=None if self.data is None else {**self.data, "batches_seen": seen},
             world_size=about["world_size"],
             extra=about["extra"],
+            keep_as=shelf.keep_as(path, seen),
         )
 
     def load_checkpoint(self, path: str, map_location: Any | None = None, weights_only: bool | None = None) -> dict:

@@ -17,7 +17,9 @@ from latentdiff.models.classifier import NoisyClassifier
 from latentdiff.training.counters import Counters, continue_run
 from latentdiff.training.ema import Ema
 from latentdiff.training.loss_by_time import QUARTERS, quarters
+from latentdiff.training.non_finite import NonFinite
 from latentdiff.training.optim import set_learning_rate
+from latentdiff.training.parallel import clip_gradients, shard
 from latentdiff.training.parts import check_micro_batch, gradient_sync, latents
 from latentdiff.training.tally import PARTS, Tally, in_bins
 from latentdiff.types import Batch
@@ -28,8 +30,7 @@ class ClassifierModule(pl.LightningModule):
     samples (arXiv:2105.05233 section 4.1).
 
     Logs loss and accuracy, and the accuracy in each quarter of t (``accuracy_t0`` nearest to the data). A sample
-    without a label, or with one that the classifier has not, stops the run with an InputError; a loss that is not
-    finite with a NonFiniteError.
+    without a label, or with one that the classifier has not, stops the run with an InputError.
 
     Args:
         codec: frozen stage one; in no checkpoint of this module.
@@ -40,6 +41,7 @@ class ClassifierModule(pl.LightningModule):
         ema_decay: decay of the averaged weights.
         gradient_clip: largest gradient norm, over all micro-batches.
         micro_batch: samples per forward pass and device, None for all.
+        nonfinite: what becomes of a batch with a loss or gradient that is not finite; None: it stops the run.
         seed: of every random draw.
     """
 
@@ -56,6 +58,7 @@ class ClassifierModule(pl.LightningModule):
         ema_decay: float = 0.999,
         gradient_clip: float = 1.0,
         micro_batch: int | None = None,
+        nonfinite: NonFinite | None = None,
         seed: int = 0,
     ):
         super().__init__()
@@ -67,12 +70,16 @@ class ClassifierModule(pl.LightningModule):
         self.optimizer, self.schedule = optimizer, schedule
         self.gradient_clip, self.seed = gradient_clip, seed
         self.micro_batch = check_micro_batch(micro_batch)
+        self.nonfinite = nonfinite or NonFinite()
         self.counters = Counters()
         self._validated: Tensor | None = None
 
     @property
     def latent(self) -> dict[str, int]:
         return {"channels": self.codec.channels, "factor": self.codec.factor}
+
+    def configure_model(self) -> None:
+        shard(self, ["network"], self.model, [self.ema.model])
 
     def configure_optimizers(self) -> Optimizer:
         return self.optimizer([(name, p) for name, p in self.model.named_parameters() if p.requires_grad])
@@ -96,8 +103,10 @@ class ClassifierModule(pl.LightningModule):
             tally.spread("accuracy", right, quarters(t), QUARTERS)
             with gradient_sync(self, part is parts[-1]):
                 self.manual_backward(loss.sum() / len(batch))
-        tally.note("grad_norm", nn.utils.clip_grad_norm_(self.model.parameters(), self.gradient_clip))
-        logs = tally.settle(keys=batch.keys, number=number)
+        tally.note("grad_norm", clip_gradients(self.model.parameters(), self.gradient_clip))
+        logs = self.nonfinite.settle(tally, batch, self)
+        if logs is None:
+            return self.counters.advance(batch)
         optimizer.step()
         self.ema.update(self.model)
         self.counters.advance(batch)

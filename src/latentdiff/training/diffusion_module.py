@@ -14,13 +14,16 @@ from latentdiff.diffusion.denoiser import Denoiser
 from latentdiff.diffusion.loss import DiffusionLoss
 from latentdiff.diffusion.noise import Draws, offset, seeded_noise, stable_hash
 from latentdiff.models.autoencoder.codec import LatentCodec
+from latentdiff.models.text_transformer import TextTransformer
 from latentdiff.training.compilation import Compile, compile_blocks
 from latentdiff.training.condition_log import ConditionLog
 from latentdiff.training.counters import Counters, continue_run
 from latentdiff.training.ema import Ema
 from latentdiff.training.loss_by_time import QUARTERS, FixedLevelLoss, LossByTime, quarters
+from latentdiff.training.non_finite import NonFinite
 from latentdiff.training.optim import set_learning_rate
-from latentdiff.training.parts import check_micro_batch, gradient_sync, images, latents
+from latentdiff.training.parallel import clip_gradients, shard, trained_networks
+from latentdiff.training.parts import check_micro_batch, gradient_sync, latents, moments
 from latentdiff.training.power_ema import PowerEma
 from latentdiff.training.tally import Tally
 from latentdiff.types import Batch
@@ -29,10 +32,9 @@ from latentdiff.types import Batch
 class DiffusionModule(pl.LightningModule):
     """Trains ``denoiser`` and the trainable part of ``conditioner`` on the latents of ``codec``.
 
-    A loss that is not finite stops the run before the update (NonFiniteError, on all ranks). Logged are, in training,
-    the loss, its running means by quarters of t (``LossByTime``), and how often each part of the condition was dropped
-    and captions were too long (``ConditionLog``); in validation, with the averaged weights, the same
-    loss (``val/loss``, for one run) and ``FixedLevelLoss`` (``val/loss_v``, for comparing runs).
+    Logged are, in training, the loss, its running means by quarters of t (``LossByTime``), and how often each part of
+    the condition was dropped and captions were too long (``ConditionLog``); in validation, with the averaged weights,
+    the same loss (``val/loss``, for one run) and ``FixedLevelLoss`` (``val/loss_v``, for comparing runs).
 
     Args:
         codec: frozen stage one; in no checkpoint of this module.
@@ -48,6 +50,7 @@ class DiffusionModule(pl.LightningModule):
         micro_batch: samples per forward pass and device, None for all; the update is the same, up to
             the masks of dropout.
         compile: ``blocks`` compiles those of the backbone in place; the averaged copies run as written.
+        nonfinite: what becomes of a batch with a loss or gradient that is not finite; None: it stops the run.
         seed: of every random draw.
     """
 
@@ -68,6 +71,7 @@ class DiffusionModule(pl.LightningModule):
         gradient_clip: float = 1.0,
         micro_batch: int | None = None,
         compile: Compile = "none",
+        nonfinite: NonFinite | None = None,
         seed: int = 0,
     ):
         super().__init__()
@@ -82,6 +86,7 @@ class DiffusionModule(pl.LightningModule):
         self.optimizer, self.schedule = optimizer, schedule
         self.gradient_clip, self.seed = gradient_clip, seed
         self.micro_batch = check_micro_batch(micro_batch)
+        self.nonfinite = nonfinite or NonFinite()
         self.counters = Counters()
         self._validated = 0
         """Images of all ranks before this batch of the validation set."""
@@ -90,6 +95,10 @@ class DiffusionModule(pl.LightningModule):
     @property
     def latent(self) -> dict[str, int]:
         return {"channels": self.codec.channels, "factor": self.codec.factor}
+
+    def configure_model(self) -> None:
+        averages = [self.ema.model, *(self.power_ema.averages if self.power_ema is not None else ())]
+        shard(self, ["denoiser.backbone", *trained_networks(self.model, TextTransformer)], self.model, averages)
 
     def configure_optimizers(self) -> Optimizer:
         return self.optimizer([(name, p) for name, p in self.model.named_parameters() if p.requires_grad])
@@ -106,9 +115,11 @@ class DiffusionModule(pl.LightningModule):
             tally.spread("by_time", loss, quarters(t), QUARTERS)
             with gradient_sync(self, part is parts[-1]):
                 self.manual_backward(loss.sum() / len(batch))
-        tally.note("grad_norm", nn.utils.clip_grad_norm_(self.model.parameters(), self.gradient_clip))
+        tally.note("grad_norm", clip_gradients(self.model.parameters(), self.gradient_clip))
         tally.note("cut", torch.full((), float(self._captions_cut - cut_before), device=self.device))
-        logs = tally.settle(keys=batch.keys, number=number)
+        logs = self.nonfinite.settle(tally, batch, self)
+        if logs is None:
+            return self.counters.advance(batch)
         optimizer.step()
         self.ema.update(self.model)
         if self.power_ema is not None:
@@ -162,18 +173,18 @@ class DiffusionModule(pl.LightningModule):
     @torch.no_grad()
     def validation_step(self, batch: Batch, batch_index: int) -> None:
         """Losses of the averaged weights at noise and t that are the same in every validation of every run."""
-        denoiser, moments = self.ema.model["denoiser"], self.codec.moments(images(batch, like=self.codec.mean))
-        shape = tuple(moments[0].shape[1:])
+        denoiser, posterior = self.ema.model["denoiser"], moments(self.codec, batch)
+        shape = tuple(posterior[0].shape[1:])
         cond = self.ema.model["conditioner"](batch, self.codec)
         draws = Draws.of(batch, seed=0, number=batch.number, device=self.device)
         t = self.loss.sample_t(draws.stratified("t"), denoiser.t_max)
-        x0 = self.codec.draw(moments, draws.normal("posterior", shape))
+        x0 = self.codec.draw(posterior, draws.normal("posterior", shape))
         loss = self.loss(denoiser, x0, draws.normal("noise", shape), t, cond)
         self.log("val/loss", loss.mean(), logger=False, batch_size=len(batch), sync_dist=True, prog_bar=True)
         first = self._validated + batch.start
         self._validated += batch.global_size
         numbers = list(range(first, first + len(batch)))
-        x0 = self.codec.draw(moments, seeded_noise(numbers, "posterior", shape).to(moments[0].device))
+        x0 = self.codec.draw(posterior, seeded_noise(numbers, "posterior", shape).to(posterior[0].device))
         self.fixed_levels.add(denoiser, x0, cond, numbers)
 
     def on_validation_epoch_end(self) -> None:

@@ -7,6 +7,8 @@ import copy
 import torch
 from torch import nn
 
+from latentdiff.training.parallel import local
+
 
 class Ema(nn.Module):
     """A float32 copy of ``model`` that follows it: ``shadow <- decay shadow + (1 - decay) weights``.
@@ -70,7 +72,7 @@ class Pairs:
         trained = [(own[name], other[name]) for own, other, name in self._parameters if other[name].requires_grad]
         if trained:
             own, other = zip(*trained)
-            torch._foreach_lerp_(own, other, weight)
+            torch._foreach_lerp_([local(t) for t in own], [local(t) for t in other], weight)
         for own, other, name in self._buffers:
             own[name].copy_(other[name])
 

@@ -13,6 +13,7 @@ from torch.optim.adamw import adamw
 
 from latentdiff.config.errors import InputError
 from latentdiff.nn.precision import computes_in_bf16
+from latentdiff.training.parallel import split_like, whole
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 """Coefficients of the quintic iteration: singular values of 0.002 to 1 end in about [0.7, 1.2] after five rounds."""
@@ -79,21 +80,21 @@ class Muon(Optimizer):
         return loss
 
     def _step_orthogonal(self, group: dict, params: list[Tensor]) -> None:
-        """Matrices of one shape are made orthogonal together."""
+        """Matrices of one shape are made orthogonal together; sharded ones are gathered for it, on every rank."""
         by_shape: dict[tuple, list[Tensor]] = defaultdict(list)
         for p in params:
             if "momentum" not in self.state[p]:
                 self.state[p]["momentum"] = torch.zeros_like(p)
-            by_shape[tuple(p.flatten(1).shape), p.device].append(p)
+            by_shape[(len(p), p[:1].numel()), p.device].append(p)
         for (shape, _), alike in by_shape.items():
             momenta = [self.state[p]["momentum"] for p in alike]
             grads = [p.grad for p in alike]
             torch._foreach_lerp_(momenta, grads, 1 - group["momentum"])
             nesterov = torch._foreach_lerp(grads, momenta, group["momentum"])
-            updates = orthogonalize(torch.stack([u.flatten(1) for u in nesterov]))
+            updates = orthogonalize(torch.stack([whole(u).flatten(1) for u in nesterov]))
             scale = MATCHED_RMS * max(shape) ** 0.5
             torch._foreach_mul_(alike, 1 - group["lr"] * group["weight_decay"])
-            updates = [u.view_as(p) for u, p in zip(updates, alike)]
+            updates = [split_like(u.view(p.shape), p) for u, p in zip(updates, alike)]
             torch._foreach_add_(alike, updates, alpha=-group["lr"] * scale)
 
     def _step_adamw(self, group: dict, params: list[Tensor]) -> None:

@@ -42,6 +42,9 @@ def set_learning_rate(optimizer: Optimizer, factor: float) -> float:
 
 
 def restore_settings(optimizer: Optimizer) -> None:
-    """Gives every group the settings that the optimiser was built with: loading a state replaces them by the saved."""
+    """Gives every group the settings that the optimiser was built with: loading a state replaces them by the saved.
+
+    Not the rate, which every batch sets.
+    """
     for group in optimizer.param_groups:
-        group.update({name: value for name, value in optimizer.defaults.items() if name in group})
+        group.update({name: value for name, value in optimizer.defaults.items() if name in group and name != "lr"})

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 
 import pytorch_lightning as pl
 import torch
@@ -12,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from latentdiff.config.errors import InputError
 from latentdiff.diffusion.noise import Draws
 from latentdiff.models.autoencoder.codec import LatentCodec
+from latentdiff.training.parallel import average_gradients, is_sharded, set_gradient_sync
 from latentdiff.types import Batch
 
 
@@ -20,11 +22,18 @@ def images(batch: Batch, *, like: Tensor) -> Tensor:
     return batch.image.to(torch.float64 if like.dtype is torch.float64 else torch.float32) / 127.5 - 1.0
 
 
+def moments(codec: LatentCodec, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Mean and std of the raw posterior of each image, (B, C, h, w): from a cache, else of ``batch.image``."""
+    if batch.latent_mean is not None and batch.latent_std is not None:
+        return batch.latent_mean, batch.latent_std
+    return codec.moments(images(batch, like=codec.mean))
+
+
 @torch.no_grad()
 def latents(codec: LatentCodec, batch: Batch, draws: Draws) -> Tensor:
     """A draw of the posterior of each image: whitened latents (B, C, h, w)."""
-    moments = codec.moments(images(batch, like=codec.mean))
-    return codec.draw(moments, draws.normal("posterior", tuple(moments[0].shape[1:])))
+    mean, std = moments(codec, batch)
+    return codec.draw((mean, std), draws.normal("posterior", tuple(mean.shape[1:])))
 
 
 def check_micro_batch(size: int | None) -> int | None:
@@ -36,7 +45,15 @@ def check_micro_batch(size: int | None) -> int | None:
     return size
 
 
-def gradient_sync(module: pl.LightningModule, wanted: bool) -> AbstractContextManager:
-    """In it, a backward pass under DDP sums gradients over the ranks only if ``wanted``: that of the last cut."""
+@contextmanager
+def gradient_sync(module: pl.LightningModule, wanted: bool) -> Iterator[None]:
+    """Around a backward pass: its gradients are averaged over the ranks only if ``wanted``, on that of the last cut."""
+    if is_sharded(module):
+        set_gradient_sync(module, wanted)
+        yield
+        if wanted:
+            average_gradients(module)
+        return
     model = module.trainer.model
-    return nullcontext() if wanted or not isinstance(model, DistributedDataParallel) else model.no_sync()
+    with nullcontext() if wanted or not isinstance(model, DistributedDataParallel) else model.no_sync():
+        yield

@@ -43,6 +43,11 @@ class Tally:
         found = in_bins(values.detach(), places, bins)
         self._spread[name] = self._spread[name] + found if name in self._spread else found
 
+    def values(self) -> dict[str, Tensor]:
+        """This rank's own, on the CPU: terms (n,) and scalars, before they are averaged."""
+        terms = {name: torch.cat(values) for name, values in self._terms.items()}
+        return {name: value.cpu() for name, value in {**terms, **self._scalars}.items()}
+
     def settle(self, *, keys: list[str], number: int) -> dict[str, float]:
         """Means over all samples and ranks, equal on all of them; to be called on every rank, before the update.
 
@@ -73,11 +78,7 @@ class Tally:
             every = [None] * _ranks()
             dist.all_gather_object(every, own)
         found = "; ".join(name + _shown([key for rank in every for key in rank[name]]) for name in bad)
-        return (
-            f"batch {number} (counted from 0): {found}: not finite. The update was not made, weights and checkpoints "
-            "are those of before. Look at these samples; resume from the last checkpoint with a lower optim.lr, or "
-            "with trainer.precision=32-true"
-        )
+        return f"batch {number} (counted from 0): {found}: not finite"
 
 
 def in_bins(values: Tensor, places: Tensor, bins: int) -> Tensor:

@@ -5,6 +5,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from latentdiff.checkpoint import store
 from latentdiff.config.errors import InputError
 from latentdiff.training.callbacks.checkpoints import Checkpoints
 from latentdiff.training.callbacks.ema_snapshots import EmaSnapshots, read_snapshots
@@ -38,6 +39,20 @@ def test_every_checkpoint_has_one(module, batch, fit, tmp_path):
     callbacks = EmaSnapshots(run_dir=str(tmp_path), total=4, count=1), Checkpoints(run_dir=str(tmp_path), every=2)
     fit(module(), [batch(i) for i in range(5)], *callbacks, plugins=[DirectoryCheckpointIO(config="")])
     assert seen(tmp_path) == [(n, length) for n in (2, 4, 5) for length in (0.05, 0.1)]
+
+
+def test_a_snapshot_that_the_disk_refuses_is_left_out(module, batch, fit, tmp_path, monkeypatch, caplog):
+    write = store.save_file
+
+    def fill(tensors, file):
+        if "length-0.05" in file.name:
+            raise OSError(28, "No space left on device")
+        write(tensors, file)
+
+    monkeypatch.setattr(store, "save_file", fill)
+    fit(module(), [batch(i) for i in range(2)], EmaSnapshots(run_dir=str(tmp_path), total=2, count=1))
+    assert seen(tmp_path) == [(2, 0.1)]
+    assert "batch-00000002-length-0.05.safetensors' not written: [Errno 28] No space left" in caplog.text
 
 
 def test_half_precision_is_written_on_request_and_refused_where_it_overflows(module, batch, fit, tmp_path):

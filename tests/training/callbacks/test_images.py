@@ -1,4 +1,7 @@
+import signal
+
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 from pytorch_lightning.loggers.logger import DummyLogger
@@ -8,6 +11,7 @@ from latentdiff.diffusion.guidance import ClassifierFree
 from latentdiff.diffusion.samplers.euler import Euler
 from latentdiff.generation.pipeline import LatentPipeline, to_uint8
 from latentdiff.training.callbacks.images import ReconstructionGrid, SampleGrid
+from latentdiff.training.callbacks.interruption import Interruption, Stopped
 
 
 def cell(path, row, column, scale=2, pad=4, size=8):
@@ -82,3 +86,25 @@ def test_loggers_that_take_images_get_the_file_by_batches_seen(autoencoder_modul
     logger = Takes()
     fit(autoencoder_module(), [batch()], ReconstructionGrid(run_dir=str(tmp_path)), logger=logger)
     assert logger.taken == ("reconstructions", [str(tmp_path / "reconstructions/batch-00000001.png")], 1)
+
+
+def test_a_run_that_is_told_to_stop_samples_no_further(diffusion_module, batch, fit, tmp_path):
+    """The signal comes in the second of three steps; the grid before it stands."""
+    steps = []
+
+    class Interrupted(Euler):
+        def __call__(self, denoise, path, x, times, noise_at, on_step=None):
+            def interrupting(step, *state):
+                steps.append(step)
+                if len(steps) == 5:
+                    signal.raise_signal(signal.SIGTERM)
+                return on_step(step, *state)
+
+            return super().__call__(denoise, path, x, times, noise_at, interrupting)
+
+    parts = {"sampler": Interrupted(), "grid": Uniform(), "steps": 3, "guidance": ClassifierFree(scale=2.0)}
+    grids = SampleGrid(run_dir=str(tmp_path), every=1, **parts)
+    with pytest.raises(Stopped, match="SIGTERM"):
+        fit(diffusion_module(), [batch(i) for i in range(4)], grids, Interruption(), val=[batch(9)])
+    assert len(steps) == 5
+    assert names(tmp_path / "samples") == ["batch-00000001.png"]

@@ -1,3 +1,4 @@
+import itertools
 import json
 
 import pytest
@@ -5,6 +6,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.loggers.logger import Logger
 
+from latentdiff.checkpoint import durable
 from latentdiff.training.callbacks.metrics_log import MetricsLog, NonFiniteError
 
 
@@ -107,6 +109,50 @@ def test_a_validation_that_is_not_finite_stops_the_run(diffusion_module, batch, 
         module.ema.model["denoiser"].backbone.out[2].bias.fill_(float("nan"))
     with pytest.raises(NonFiniteError, match=r"val/loss, val/loss_v, .* not finite at batch 1"):
         fit(module, [batch(0), batch(1)], MetricsLog(run_dir=str(tmp_path)), val_check_interval=1)
+
+
+@pytest.fixture
+def full(monkeypatch):
+    """Makes the disk refuse the lines whose numbers, counted from 1, are in the set that it is given."""
+    append, count = durable.append, itertools.count(1)
+
+    def refuse(numbers):
+        def fill(path, text):
+            if next(count) in numbers:
+                raise OSError(28, "No space left on device")
+            append(path, text)
+
+        monkeypatch.setattr(durable, "append", fill)
+
+    return refuse
+
+
+def test_lines_that_the_disk_refuses_are_written_later(autoencoder_module, batch, fit, tmp_path, full, caplog):
+    full({2, 3, 5})
+    recorder = Recorder()
+    log = MetricsLog(run_dir=str(tmp_path), every=1)
+    fit(autoencoder_module(), [batch(i) for i in range(5)], log, logger=recorder)
+    assert [line["batches_seen"] for line in lines(tmp_path)] == [1, 2, 3, 4, 5]
+    assert [step for step, _ in recorder.calls] == [1, 2, 3, 4, 5]
+    assert caplog.text.count("No space left on device") == 1
+
+
+def test_lines_that_are_never_taken_cost_a_warning(autoencoder_module, batch, fit, tmp_path, full, caplog):
+    full(set(range(2, 9)))
+    fit(autoencoder_module(), [batch(i) for i in range(3)], MetricsLog(run_dir=str(tmp_path), every=1))
+    assert [line["batches_seen"] for line in lines(tmp_path)] == [1]
+    assert "the last 2 lines of" in caplog.text
+
+
+def test_a_logger_whose_file_cannot_be_written_does_not_end_the_run(autoencoder_module, batch, fit, tmp_path, caplog):
+    class Full(Recorder):
+        def log_metrics(self, metrics, step=None):
+            raise OSError(28, "No space left on device")
+
+    log = MetricsLog(run_dir=str(tmp_path), every=1)
+    fit(autoencoder_module(), [batch(i) for i in range(2)], log, logger=Full())
+    assert [line["batches_seen"] for line in lines(tmp_path)] == [1, 2]
+    assert caplog.text.count("No space left on device") == 1
 
 
 def test_echo_prints_each_line(autoencoder_module, batch, fit, tmp_path, capsys):

@@ -12,5 +12,11 @@ def test_the_last_batch_is_validated_once(autoencoder_module, batch, fit, batche
         def on_validation_end(self, trainer, module):
             when.append(module.counters.batches_seen)
 
-    fit(autoencoder_module(), [batch(i) for i in range(batches)], Note(), ValidateLast(), val_check_interval=2)
+    fit(
+        autoencoder_module(),
+        [batch(i) for i in range(batches)],
+        Note(),
+        ValidateLast(total=batches),
+        val_check_interval=2,
+    )
     assert when == expected

@@ -10,11 +10,12 @@ from typing import Literal, get_args
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback
-from safetensors.torch import save_file
 from torch import Tensor
 
-from latentdiff.checkpoint import durable
+from latentdiff.checkpoint import durable, store
 from latentdiff.config.errors import InputError
+from latentdiff.training.callbacks.refusal import not_fatal
+from latentdiff.training.parallel import gathered, is_sharded
 
 FOLDER = "ema_snapshots"
 Precision = Literal["float32", "float16"]
@@ -38,7 +39,8 @@ class EmaSnapshots(Callback):
     ``ema_snapshots/``, where it has one.
 
     Each writes the trained weights once per length. A resumed run drops the snapshots of batches that its checkpoint
-    has not seen. The more snapshots, the closer the reconstruction (see docs/math.md).
+    has not seen. The more snapshots, the closer the reconstruction (see docs/math.md): one that the disk refuses is
+    mentioned and left out.
 
     Args:
         run_dir: holds the folder.
@@ -73,11 +75,12 @@ class EmaSnapshots(Callback):
 
     def _take(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         averages, now = getattr(module, "power_ema", None), module.counters.batches_seen
-        if averages is None or not trainer.is_global_zero or self._taken == now:
+        if averages is None or not (trainer.is_global_zero or is_sharded(module)) or self._taken == now:
             return
         trained = {name for name, p in module.model.named_parameters() if p.requires_grad}
         for length, average in zip(averages.lengths, averages.averages):
             weights = {name: p for name, p in average.named_parameters() if name in trained}
+            weights = gathered(weights, keep=trainer.is_global_zero)
             snapshot = Snapshot(
                 weights=f"batch-{now:08d}-length-{length:g}.safetensors",
                 length=length,
@@ -85,7 +88,8 @@ class EmaSnapshots(Callback):
                 **module.counters.as_dict(),
                 dtype=self.dtype,
             )
-            self._write(snapshot, weights)
+            if trainer.is_global_zero:
+                self._write(snapshot, weights)
         self._taken = now
 
     def _write(self, snapshot: Snapshot, weights: dict[str, Tensor]) -> None:
@@ -94,10 +98,11 @@ class EmaSnapshots(Callback):
         if large := [name for name, value in stored.items() if not torch.isfinite(value).all()]:
             raise InputError(f"callbacks.ema_snapshots.dtype: {large[0]} does not fit {self.dtype}; use float32")
         file = self.folder / snapshot.weights
-        with durable.new_file(file) as staged:
-            save_file(stored, staged)
-        with durable.new_file(_description(file)) as staged:
-            staged.write_text(json.dumps(asdict(snapshot), indent=2) + "\n", encoding="utf-8")
+        with not_fatal(file):
+            with durable.new_file(file) as staged:
+                store.write_tensors(stored, staged)
+            with durable.new_file(_description(file)) as staged:
+                staged.write_text(json.dumps(asdict(snapshot), indent=2) + "\n", encoding="utf-8")
 
 
 def read_snapshots(folder: Path) -> list[Snapshot]:

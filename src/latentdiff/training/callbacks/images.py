@@ -13,6 +13,9 @@ from torch import Tensor
 from latentdiff.evaluation.grid import COMPARISON, comparison, save_grid
 from latentdiff.evaluation.inputs import beside_inputs, condition_texts
 from latentdiff.generation.pipeline import LatentPipeline, to_uint8
+from latentdiff.training.callbacks.interruption import stop_pending
+from latentdiff.training.callbacks.refusal import not_fatal
+from latentdiff.training.parallel import is_sharded
 from latentdiff.types import Batch, Guidance, Sampler
 
 
@@ -37,21 +40,30 @@ class ReconstructionGrid(Callback):
         if module.counters.batches_seen % self.every:
             self._draw(trainer, module)
 
-    @torch.inference_mode()
+    @torch.no_grad()  # and not inference mode, in which nothing can be gathered
     def _draw(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        if not trainer.is_global_zero:
+        if not (trainer.is_global_zero or is_sharded(module)):
             return
         batch = trainer.datamodule.preview(self.count)
         image = batch.image.to(module.device)
         mean = module.ema.model.encode(image.float() / 127.5 - 1.0).mean
         cells = comparison(image, to_uint8(module.ema.model.decode(mean)), len(batch))
+        if not trainer.is_global_zero:
+            return
         path = self.folder / f"batch-{module.counters.batches_seen:08d}.png"
-        save_grid(path, cells, columns=len(batch), scale=2, text=COMPARISON)
-        log_image(trainer, "reconstructions", path, module.counters.batches_seen)
+        with not_fatal(path):
+            save_grid(path, cells, columns=len(batch), scale=2, text=COMPARISON)
+            log_image(trainer, "reconstructions", path, module.counters.batches_seen)
+
+
+class _AbandonedError(Exception):
+    """The run stops after this batch."""
 
 
 class SampleGrid(Callback):
     """Images for the first validation samples, always the same samples and seeds, in ``samples/``.
+
+    A run that has been told to stop makes none: it has to save in time.
 
     Right of its masked image, its map or its small image, and above its caption or class, where the data make these.
 
@@ -92,7 +104,7 @@ class SampleGrid(Callback):
             self._draw(trainer, module)
 
     def _draw(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        if not trainer.is_global_zero:
+        if not (trainer.is_global_zero or is_sharded(module)):
             return
         batch: Batch = trainer.datamodule.preview(self.count)
         pipeline = LatentPipeline(
@@ -103,15 +115,32 @@ class SampleGrid(Callback):
             grid=self.grid,
             steps=self.steps,
             guidance=self.guidance,
-            image_size=batch.image.shape[-1],
+            image_size=_side(batch, module.codec.factor),
         )
-        images = pipeline(batch, seeds=[self.seed + i for i in range(len(batch))])
+
+        def give_way(*_: object) -> None:
+            if stop_pending(trainer) and not is_sharded(module):  # sharded, the ranks sample together
+                raise _AbandonedError
+
+        try:
+            latents = pipeline.latents(batch, [self.seed + i for i in range(len(batch))], give_way)
+        except _AbandonedError:
+            return
+        if not trainer.is_global_zero:
+            return
+        images = pipeline.decode(latents, batch)
         path = self.folder / f"batch-{module.counters.batches_seen:08d}.png"
         names = getattr(trainer.datamodule, "class_names", None)
         texts = condition_texts(batch, captions=self.captions, labels=self.labels, class_names=names)
         cells, under, group = beside_inputs(images, batch, texts)
-        save_grid(path, cells, captions=under, columns=group * max(1, 4 // group), scale=2)
-        log_image(trainer, "samples", path, module.counters.batches_seen)
+        with not_fatal(path):
+            save_grid(path, cells, captions=under, columns=group * max(1, 4 // group), scale=2)
+            log_image(trainer, "samples", path, module.counters.batches_seen)
+
+
+def _side(batch: Batch, factor: int) -> int:
+    """Pixels of a side of the samples' images, also where the batch has their latents alone."""
+    return batch.latent_mean.shape[-1] * factor if batch.image is None else batch.image.shape[-1]
 
 
 def log_image(trainer: pl.Trainer, name: str, path: Path, step: int) -> None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytorch_lightning as pl
@@ -13,9 +16,12 @@ import torch.distributed as dist
 from pytorch_lightning.callbacks import Callback
 
 from latentdiff.checkpoint import durable
+from latentdiff.config.errors import RunError
+
+_log = logging.getLogger(__name__)
 
 
-class NonFiniteError(RuntimeError):
+class NonFiniteError(RunError):
     """A logged value is NaN or infinite: going on would train on ruined weights."""
 
 
@@ -23,7 +29,8 @@ class MetricsLog(Callback):
     """Every ``every`` batches and after each validation: one line of ``metrics.jsonl``, the same to every logger.
 
     The axis of all loggers is ``batches_seen``; each line also has ``images_seen``. The last batch has a line too.
-    Values are means over the ranks. A resumed run drops the lines that were written after its checkpoint.
+    Values are means over the ranks. A resumed run drops the lines that were written after its checkpoint. Lines that
+    the disk refuses wait in memory for the next; neither they nor a logger's files end the run.
 
     Args:
         run_dir: where ``metrics.jsonl`` is written (rank 0 only).
@@ -35,10 +42,18 @@ class MetricsLog(Callback):
         self.path = Path(run_dir) / "metrics.jsonl"
         self.every, self.echo = every, echo
         self._since: tuple[float, int] | None = None
+        self._validated_at = -1
+        """Batches seen at the validation whose line stands already: resumed, a run may repeat it."""
+        self._waiting: list[str] = []
+        """Lines that the disk has not taken yet."""
+        self._refused = False
+        """Whether it was said that the disk refuses."""
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         if trainer.is_global_zero and self.path.exists():
             _drop_lines_after(self.path, module.counters.batches_seen)
+            self._validated_at = _last_validation(self.path)
+        self._validated_at = trainer.strategy.broadcast(self._validated_at)
         self._since = (time.perf_counter(), module.counters.images_seen)
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_index) -> None:
@@ -52,7 +67,8 @@ class MetricsLog(Callback):
 
     def on_validation_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         if not trainer.sanity_checking:
-            self._write(trainer, module, "val/", {})
+            if module.counters.batches_seen != self._validated_at:
+                self._write(trainer, module, "val/", {})
             self._since = (time.perf_counter(), module.counters.images_seen)
 
     def _write(self, trainer, module, prefix: str, extra: dict[str, float]) -> None:
@@ -61,11 +77,14 @@ class MetricsLog(Callback):
         bad = [name for name, value in values.items() if not math.isfinite(value)]
         counters = module.counters.as_dict()
         if trainer.is_global_zero:
-            with self.path.open("a") as file:
-                valid = {name: None if name in bad else value for name, value in values.items()}
-                file.write(json.dumps({**counters, **valid}) + "\n")
+            valid = {name: None if name in bad else value for name, value in values.items()}
+            self._waiting.append(json.dumps({**counters, **valid}) + "\n")
+            self._write_waiting()
             for logger in trainer.loggers:
-                logger.log_metrics({**values, "images_seen": counters["images_seen"]}, step=counters["batches_seen"])
+                with self._bearing():
+                    logger.log_metrics(
+                        {**values, "images_seen": counters["images_seen"]}, step=counters["batches_seen"]
+                    )
             if self.echo:
                 text = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
                 print(f"batch {counters['batches_seen']}: {text}", flush=True)
@@ -74,6 +93,27 @@ class MetricsLog(Callback):
                 f"{', '.join(bad)} not finite at batch {counters['batches_seen']}: training stopped before a "
                 "checkpoint could keep it. Resume from the last one with a lower optim.lr, or trainer.precision=32-true"
             )
+
+    def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        if self._waiting:
+            self._write_waiting()
+        if self._waiting:
+            _log.warning("the last %d lines of '%s' are lost: the disk refused them", len(self._waiting), self.path)
+
+    def _write_waiting(self) -> None:
+        with self._bearing():
+            durable.append(self.path, "".join(self._waiting))
+            self._waiting.clear()
+
+    @contextmanager
+    def _bearing(self) -> Iterator[None]:
+        """A disk that refuses is mentioned, once."""
+        try:
+            yield
+        except OSError as error:
+            if not self._refused:
+                _log.warning("'%s': %s; lines wait in memory until they can be written", self.path, error)
+            self._refused = True
 
 
 def _mean_over_ranks(values: dict[str, float], module: pl.LightningModule) -> dict[str, float]:
@@ -86,9 +126,16 @@ def _mean_over_ranks(values: dict[str, float], module: pl.LightningModule) -> di
 
 def _drop_lines_after(path: Path, batches_seen: int) -> None:
     """Those of batches that the checkpoint has not seen, and a last one that a killed process left unfinished."""
-    kept = [line for line in path.read_text().splitlines(keepends=True) if _seen(line) <= batches_seen]
-    with durable.new_file(path) as staged:
-        staged.write_text("".join(kept))
+    lines = path.read_text().splitlines(keepends=True)
+    kept = [line for line in lines if _seen(line) <= batches_seen]
+    if len(kept) < len(lines):
+        with durable.new_file(path) as staged:
+            staged.write_text("".join(kept))
+
+
+def _last_validation(path: Path) -> int:
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    return max((line["batches_seen"] for line in lines if any(name.startswith("val/") for name in line)), default=-1)
 
 
 def _seen(line: str) -> float:

@@ -86,3 +86,6 @@ class Bottleneck(nn.Module):
         ``draws`` are those of this rank's whole part of the batch, all its micro-batches.
         """
         return {}
+
+    def forget_batch(self) -> None:
+        """In place of ``after_batch``: what was seen since the last one leaves no trace."""

@@ -89,6 +89,9 @@ class FSQ(Bottleneck):
         counts, self._counts = sum_over_ranks(self._counts), None
         return use_of_codes(counts)
 
+    def forget_batch(self) -> None:
+        self._counts = None
+
     def _indices(self, z: Tensor) -> Tensor:
         return (self._digits(z) * self.strides).sum(1)
 

@@ -130,6 +130,9 @@ class VQ(Bottleneck):
             logs["restarted"] = torch.tensor(float(len(dead)), device=counts.device)
         return logs
 
+    def forget_batch(self) -> None:
+        self._statistics, self._latents = None, []
+
     @torch.no_grad()
     def _nearest(self, z: Tensor) -> Tensor:
         # argmin |z - e|^2 = argmin |e|^2 - 2 z e. Writing into ``out`` also keeps autocast away.
