@@ -3,7 +3,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from latentdiff.checkpoint import durable, shelf, store
+from latentdiff import durable
+from latentdiff.checkpoint import shelf, store
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ POINTS = ("half written", "flushed", "moved aside", "moved in", "pruning")
 
 KILLED = """
 import os, runpy, signal, sys
-from latentdiff.checkpoint import durable
+from latentdiff import durable
 point, left = sys.argv[1], int(sys.argv[2])
 def passed(passing):
     global left

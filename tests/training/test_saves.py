@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from latentdiff.checkpoint import durable, shelf, store
+from latentdiff import durable
+from latentdiff.checkpoint import shelf, store
 from latentdiff.training.checkpoint_io import DirectoryCheckpointIO
 
 BEFORE_RENAMES = ("begun", "half written", "inside a file", "written", "flushed", "checked")

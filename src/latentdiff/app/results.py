@@ -20,11 +20,11 @@ from latentdiff.app.demo import run
 from latentdiff.app.launch import find_configs
 from latentdiff.app.preflight import kind_of
 from latentdiff.checkpoint import store
-from latentdiff.checkpoint.durable import new_file
 from latentdiff.checkpoint.foreign import reading as foreign
 from latentdiff.config.compose import compose
 from latentdiff.config.errors import InputError
 from latentdiff.config.instantiate import load_config
+from latentdiff.durable import new_file
 from latentdiff.evaluation import summary
 
 HOME = Path("outputs/results")

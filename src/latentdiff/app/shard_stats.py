@@ -13,13 +13,13 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from latentdiff.checkpoint.durable import new_file
 from latentdiff.config.errors import InputError
 from latentdiff.data.decode import BrokenSampleError
 from latentdiff.data.labels import Labels
 from latentdiff.data.sample import read_sample
 from latentdiff.data.shard_set import ShardSet
 from latentdiff.data.shard_statistics import ShardStatistics, shard_statistics
+from latentdiff.durable import new_file
 from latentdiff.evaluation.grid import save_grid
 
 _SHORT_SIDES = (64, 128, 256, 512, 1024)

@@ -9,7 +9,8 @@ import math
 from collections.abc import Iterable
 from pathlib import Path
 
-from latentdiff.checkpoint import durable, store
+from latentdiff import durable
+from latentdiff.checkpoint import store
 from latentdiff.checkpoint.store import BEST, LAST
 from latentdiff.config.errors import InputError
 

@@ -23,8 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from latentdiff import __version__
-from latentdiff.checkpoint import durable
+from latentdiff import __version__, durable
 from latentdiff.checkpoint.manifest import KINDS, MANIFEST, WEIGHTS, Manifest, read_manifest
 from latentdiff.config.errors import InputError
 

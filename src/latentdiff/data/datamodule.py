@@ -99,7 +99,7 @@ class DataModule(pl.LightningDataModule):
         self.conditions = conditions
         self.max_pixels = max_pixels
         self.background = background
-        self.max_broken = max_broken
+        self.max_broken = _share("max_broken", max_broken)
         self.shuffle = shuffle
         self.buckets = None if buckets is None else checked_sizes(buckets)
         self.resampled = resampled
@@ -293,3 +293,9 @@ class DataModule(pl.LightningDataModule):
         if distributed.is_available() and distributed.is_initialized():
             return distributed.get_rank(), distributed.get_world_size()
         return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
+
+
+def _share(name: str, value: float) -> float:
+    if not 0 <= value <= 1:
+        raise InputError(f"data.module.{name}: expected a share from 0 to 1, got {value}")
+    return value

@@ -7,7 +7,7 @@ from pathlib import Path
 from PIL import Image
 from torch import Tensor
 
-from latentdiff.checkpoint.durable import new_file
+from latentdiff.durable import new_file
 from latentdiff.evaluation.grid import image_grid
 
 MILLISECONDS, LAST_MILLISECONDS = 120, 1500

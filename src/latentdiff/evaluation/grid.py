@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
-from latentdiff.checkpoint.durable import new_file
+from latentdiff.durable import new_file
 
 PAPER, INK = 255, (20, 20, 20)
 FONT_SIZE, LINE_GAP = 11, 2

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from latentdiff.checkpoint.durable import new_file
+from latentdiff.durable import new_file
 
 
 def write_results(

@@ -100,7 +100,7 @@ TARGETS: dict[str, dict] = {
     "latentdiff.data.shapes_set.prepare_shapes": {"folder": CANARY, "image_size": 8, "seed": 0},
     "latentdiff.data.shapes_set.shutil.rmtree": {"path": "."},
     "latentdiff.checkpoint.store.save": {"path": CANARY, "kind": "diffusion"},
-    "latentdiff.checkpoint.durable.new_file": {"path": CANARY},
+    "latentdiff.durable.new_file": {"path": CANARY},
     "latentdiff.checkpoint.foreign.weights.torch.load": {"f": EVIL, "weights_only": False},
     "latentdiff.checkpoint.foreign.weights.open_weights": {"path": EVIL},
     "latentdiff.training.slurm.requeue": {},

@@ -6,7 +6,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.loggers.logger import Logger
 
-from latentdiff.checkpoint import durable
+from latentdiff import durable
 from latentdiff.training.callbacks.metrics_log import MetricsLog, NonFiniteError
 
 

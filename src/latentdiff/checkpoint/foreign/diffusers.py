@@ -9,7 +9,7 @@ from pathlib import Path
 from safetensors.torch import save_file
 from torch import Tensor
 
-from latentdiff.checkpoint import durable
+from latentdiff import durable
 from latentdiff.checkpoint.foreign import diffusers_config
 from latentdiff.checkpoint.foreign.architecture import (
     Architecture,

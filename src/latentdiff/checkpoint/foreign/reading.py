@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from latentdiff.checkpoint import durable, store
+from latentdiff import durable
+from latentdiff.checkpoint import store
 from latentdiff.checkpoint.foreign import diffusers, ldm
 from latentdiff.checkpoint.foreign.architecture import Foreign
 from latentdiff.checkpoint.foreign.weights import open_weights

@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from latentdiff.checkpoint import durable
+from latentdiff import durable
 from latentdiff.config.errors import InputError
 
 SAFE = ".safetensors"

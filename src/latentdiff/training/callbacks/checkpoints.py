@@ -11,7 +11,8 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback
 
-from latentdiff.checkpoint import durable, shelf, store
+from latentdiff import durable
+from latentdiff.checkpoint import shelf, store
 from latentdiff.checkpoint.space import free_bytes, readable, tensor_bytes
 from latentdiff.checkpoint.store import BEST, LAST
 from latentdiff.config.errors import InputError, RunError

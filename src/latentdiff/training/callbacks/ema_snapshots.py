@@ -12,7 +12,8 @@ import torch
 from pytorch_lightning.callbacks import Callback
 from torch import Tensor
 
-from latentdiff.checkpoint import durable, store
+from latentdiff import durable
+from latentdiff.checkpoint import store
 from latentdiff.config.errors import InputError
 from latentdiff.training.callbacks.refusal import not_fatal
 from latentdiff.training.parallel import gathered, is_sharded

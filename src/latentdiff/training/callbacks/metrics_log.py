@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from pytorch_lightning.callbacks import Callback
 
-from latentdiff.checkpoint import durable
+from latentdiff import durable
 from latentdiff.config.errors import RunError
 
 _log = logging.getLogger(__name__)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from latentdiff.checkpoint import durable
+from latentdiff import durable
 from latentdiff.checkpoint.foreign import diffusers
 from latentdiff.checkpoint.foreign.pipeline import schedule as schedules
 from latentdiff.checkpoint.foreign.pipeline import single_file

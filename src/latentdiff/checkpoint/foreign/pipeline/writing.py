@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 from omegaconf import OmegaConf
 
-from latentdiff.checkpoint import durable, store
+from latentdiff import durable
+from latentdiff.checkpoint import store
 from latentdiff.checkpoint.foreign.node import node as autoencoder_node
 from latentdiff.checkpoint.foreign.pipeline.places import CHECKPOINT, FIRST_STAGE, ROOT, TEXT_ENCODER
 from latentdiff.checkpoint.foreign.pipeline.whole import Whole

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from safetensors.torch import save_file
 
-from latentdiff.checkpoint import durable
+from latentdiff import durable
 from latentdiff.checkpoint.foreign.diffusers import WEIGHTS, renewed, weights_of
 from latentdiff.checkpoint.foreign.diffusers_config import CONFIG
 from latentdiff.checkpoint.foreign.unet import diffusers_config

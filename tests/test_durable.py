@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from latentdiff.checkpoint import durable
+from latentdiff import durable
 
 
 def test_text_is_appended_whole_or_not_at_all(tmp_path: Path) -> None:
