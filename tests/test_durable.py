@@ -52,3 +52,32 @@ def test_the_old_directory_can_be_kept(tmp_path: Path) -> None:
             (staged / "file").write_text(text)
     assert [(tmp_path / name / "file").read_text() for name in ("a", "b")] == ["new", "old"]
     assert sorted(os.listdir(tmp_path)) == ["a", "b"]
+
+
+@pytest.fixture
+def umask():
+    before = os.umask(0o027)
+    yield
+    os.umask(before)
+
+
+def test_files_have_the_usual_rights(tmp_path: Path, umask: None) -> None:
+    """Whatever wrote them: safetensors makes files that their owner alone may read."""
+    with durable.new_file(tmp_path / "alone") as staged:
+        staged.write_text("x")
+        staged.chmod(0o600)
+    with durable.new_directory(tmp_path / "folder") as staged:
+        (staged / "inside").write_text("x")
+        (staged / "inside").chmod(0o600)
+    for file in ("alone", "folder/inside"):
+        assert (tmp_path / file).stat().st_mode & 0o777 == 0o640
+
+
+def test_files_of_killed_processes_are_cleared_too(tmp_path: Path) -> None:
+    left = (".tmp-weights-01234567", ".tmp-weights-89abcdef", ".tmpAb3dE6")
+    for name in (*left, "weights"):
+        (tmp_path / name).write_text("x")
+    durable.tidy(tmp_path, "other")
+    assert sorted(os.listdir(tmp_path)) == [*left, "weights"]
+    durable.tidy(tmp_path)
+    assert os.listdir(tmp_path) == ["weights"]

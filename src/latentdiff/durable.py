@@ -23,13 +23,22 @@ def passed(point: str) -> None:
 def new_file(path: str | Path) -> Iterator[Path]:
     """Yields the name to write to; the file is moved to ``path`` when the block ends without an error."""
     staged = _beside(Path(path), "tmp")
+    staged.touch()
+    usual = staged.stat().st_mode
     try:
         yield staged
+        staged.chmod(usual)  # safetensors lets nobody but the owner read what it writes
         flush(staged)
         os.replace(staged, path)
         flush(staged.parent)
     finally:
         staged.unlink(missing_ok=True)
+
+
+def put_file(path: str | Path, content: bytes | memoryview) -> None:
+    """A file with this content, in the place of one that is there."""
+    with new_file(path) as staged:
+        staged.write_bytes(content)
 
 
 @contextmanager
@@ -50,7 +59,10 @@ def new_directory(
     try:
         yield staged
         passed("written")
+        usual = staged.stat().st_mode & 0o666
         for file in staged.iterdir():
+            if file.is_file():
+                file.chmod(usual)
             flush(file)
         flush(staged)
         passed("flushed")
@@ -68,15 +80,21 @@ def set_aside(path: Path) -> list[Path]:
 
 def tidy(folder: Path, name: str = "*") -> None:
     """Clears what killed processes left in ``folder`` of ``name``, by default of every name: brings back an old
-    directory whose place is empty, drops the rest. To be called by the one process that writes there."""
+    directory whose place is empty, drops the rest. To be called by the one process that writes there.
+
+    Of every name only in a folder of our own: what safetensors leaves under ``.tmp`` names of its own goes as well.
+    """
     for old in set_aside(folder / name):
         place = folder / old.name.removeprefix(".old-")[:-9]
         if place.exists():
             shutil.rmtree(old, ignore_errors=True)
         else:
             os.rename(old, place)
-    for staged in folder.glob(f".tmp-{name}-????????"):
-        shutil.rmtree(staged, ignore_errors=True)
+    for staged in folder.glob(".tmp*" if name == "*" else f".tmp-{name}-????????"):
+        if staged.is_dir():
+            shutil.rmtree(staged, ignore_errors=True)
+        else:
+            staged.unlink(missing_ok=True)
 
 
 def remove(path: Path) -> None:

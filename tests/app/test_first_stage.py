@@ -1,20 +1,27 @@
-"""Which first stage a configuration asks for, where it names one that another program wrote."""
+"""Which first stage a configuration asks for, where it names one that another program wrote, and how one is trained in
+a process of its own."""
 
 from __future__ import annotations
 
+import json
+import os
+import signal
+import threading
+import time
 from pathlib import Path
 
 import pytest
 import torch
 from omegaconf import OmegaConf
 
-from latentdiff.app.first_stage import planned
+from latentdiff.app import first_stage
+from latentdiff.app.first_stage import Automatic, planned
 from latentdiff.checkpoint import store
 from latentdiff.checkpoint.foreign import diffusers, reading
 from latentdiff.checkpoint.foreign.architecture import Architecture
 from latentdiff.checkpoint.foreign.statistics import Statistics
 from latentdiff.checkpoint.models import first_stage_record
-from latentdiff.config.errors import InputError
+from latentdiff.config.errors import InputError, RunError
 
 ARCHITECTURE = Architecture(
     image_channels=3, channels=32, channel_multipliers=(1, 2, 2), num_res_blocks=1, z_channels=4, embed_dim=4
@@ -111,3 +118,114 @@ def test_a_scale_is_for_other_programs_files(tmp_path: Path) -> None:
     for checkpoint in ("auto", tmp_path):
         with pytest.raises(InputError, match=r"first_stage\.shift: it is for autoencoders of other programs"):
             planned(config(checkpoint, shift=0.0), None)
+
+
+def automatic(folder: Path, **trainer: object) -> Automatic:
+    parts = dict.fromkeys((*first_stage.DEFINING, "experiment"), 0)
+    return Automatic(OmegaConf.create({**parts, "max_batches": 6, "trainer": trainer}), [], folder, {})
+
+
+def save(run_dir: str, name: str, batches_seen: int) -> Path:
+    place = Path(run_dir) / "checkpoints" / name
+    counters = {"batches_seen": batches_seen, "images_seen": 2}
+    store.save(place, kind="autoencoder", model={"x": torch.zeros(1)}, config="{}", counters=counters)
+    return place
+
+
+@pytest.mark.parametrize("name", ["last", "best", "batch-00000006"])
+def test_the_newest_whole_checkpoint_says_whether_a_first_stage_is_complete(
+    tmp_path: Path, monkeypatch, name: str
+) -> None:
+    """Found after it was trained, and before when the same is asked for again."""
+    trained = []
+
+    def train(overrides: list[str]) -> None:
+        trained.append(save(overrides[0].partition("=")[2].strip("'"), name, 6))
+
+    monkeypatch.setattr(first_stage, "_train", train)
+    for _ in range(2):
+        assert automatic(tmp_path).locate("abc") == trained[0]
+    assert len(trained) == 1
+    (trained[0] / "model.safetensors").write_bytes(b"")
+    automatic(tmp_path).locate("abc")
+    assert len(trained) == 2
+
+
+def test_a_first_stage_that_ends_too_early_is_a_fault_unless_its_time_was_up(
+    tmp_path: Path, monkeypatch, capsys
+) -> None:
+    monkeypatch.setattr(first_stage, "_train", lambda overrides: None)
+    with pytest.raises(RunError, match="has ended before batch 6"):
+        automatic(tmp_path).locate("abc")
+    with pytest.raises(SystemExit) as stopped:
+        automatic(tmp_path, max_time="00:00:00:01").locate("abc")
+    assert stopped.value.code == 0
+    assert "trainer.max_time was up in the first stage; give the same command again" in capsys.readouterr().out
+
+
+CHILD = """
+import json, os, signal, sys, time
+got = []
+number = getattr(signal, sys.argv[1]) if sys.argv[1] else None
+if number:
+    signal.signal(number, lambda *_: got.append(number))
+with open("child.json.tmp", "w") as file:
+    json.dump({"environment": dict(os.environ), "group": os.getpgrp()}, file)
+os.rename("child.json.tmp", "child.json")
+while number and not got:
+    time.sleep(0.01)
+code = 128 + got[0] if got else int(os.environ["EXIT_CODE"])
+if code < 0:
+    os.kill(os.getpid(), -code)
+sys.exit(code)
+"""
+
+
+@pytest.fixture
+def child(tmp_path: Path, monkeypatch) -> Path:
+    """A program in the place of train.py; where it writes what it was given."""
+    (tmp_path / "child.py").write_text(CHILD)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["child.py"])
+    return tmp_path / "child.json"
+
+
+def test_the_first_stage_keeps_the_cache_but_not_the_run_directory(child: Path, monkeypatch) -> None:
+    for name in ("LATENTDIFF_CACHE", "LATENTDIFF_RUN_DIR", "LOCAL_RANK", "MASTER_PORT"):
+        monkeypatch.setenv(name, "7")
+    monkeypatch.setenv("EXIT_CODE", "0")
+    first_stage._train([""])
+    given = json.loads(child.read_text())
+    assert given["environment"]["LATENTDIFF_CACHE"] == "7"
+    assert {"LATENTDIFF_RUN_DIR", "LOCAL_RANK", "MASTER_PORT"} & set(given["environment"]) == set()
+    assert given["group"] != os.getpgrp()
+
+
+@pytest.mark.parametrize(
+    ("code", "error", "message"),
+    [(1, RunError, "exit code 1"), (2, InputError, "was refused"), (-9, RunError, "ended by SIGKILL")],
+)
+def test_a_first_stage_that_fails(child: Path, monkeypatch, code: int, error: type[Exception], message: str) -> None:
+    monkeypatch.setenv("EXIT_CODE", str(code))
+    with pytest.raises(error, match=f"the first stage .*{message}"):
+        first_stage._train([""])
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP"])
+def test_a_signal_to_the_program_alone_reaches_the_first_stage(child: Path, capsys, name: str) -> None:
+    number = getattr(signal, name)
+    before = signal.getsignal(number)
+
+    def send() -> None:
+        while not child.exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), number)
+
+    thread = threading.Thread(target=send)
+    thread.start()
+    with pytest.raises(SystemExit) as stopped:
+        first_stage._train([name])
+    thread.join()
+    assert stopped.value.code == 128 + number
+    assert "stopped in the first stage; give the same command again" in capsys.readouterr().out
+    assert signal.getsignal(number) == before

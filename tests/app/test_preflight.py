@@ -12,6 +12,7 @@ from latentdiff.app.preflight import (
     check_backbone,
     check_latents,
     check_loss,
+    check_numbers,
     check_sampling,
     check_task,
 )
@@ -35,6 +36,19 @@ def config(in_channels: object = "${latent.channels}", size: int = 16) -> DictCo
     task = {"_target_": "latentdiff.training.diffusion_module.DiffusionModule"}
     parts = {"first_stage": {}, "latent": latent, "backbone": backbone, "data": {"size": size}, "task": task}
     return OmegaConf.create(parts)
+
+
+@pytest.mark.parametrize("limit", [10, "10", "an-hour", "1:00", "00:00:10", "0:0:0:10", -1])
+def test_a_time_that_is_none_is_refused(limit: object) -> None:
+    cfg = config()
+    counts = {"max_batches": 1, "global_batch": 2, "validate_every": 1, "trainer": {"devices": 1, "max_time": None}}
+    cfg = OmegaConf.merge(cfg, counts)
+    for good in (None, "00:00:00:10", "120:12:00:00"):
+        cfg.trainer.max_time = good
+        check_numbers(cfg)
+    cfg.trainer.max_time = limit
+    with pytest.raises(InputError, match=r"trainer\.max_time: expected DD:HH:MM:SS, .* got "):
+        check_numbers(cfg)
 
 
 def test_the_shape_of_the_latents_goes_into_the_configuration() -> None:

@@ -20,6 +20,11 @@ CURRICULUM = {
     "batches": 100,
 }
 POWER = {"_target_": "latentdiff.training.power_ema.PowerEma", "_partial_": True}
+GAME = {
+    "adversarial__discriminator": {"layers": 2},
+    "adversarial__lecam": {"_target_": "LeCam", "weight": 1.0},
+    "adversarial__optimizer": {"_target_": "AdamW", "lr": 2.0},
+}
 NOW = {"fingerprint": "ab12", "seed": 0, "global_batch": 8}
 
 
@@ -82,7 +87,7 @@ def test_other_samples_or_another_order_must_be_acknowledged(saved, capsys, chan
     with pytest.raises(InputError, match=rf"by resume_with_changed_data=true\n  {line}[^\n]*\Z"):
         check_config(config(**changes), checkpoint)
     check_config(config(**changes, resume_with_changed_data=True), checkpoint)
-    assert len(capsys.readouterr().err.splitlines()) == 2
+    assert len(capsys.readouterr().out.splitlines()) == 2
 
 
 def test_the_samples_themselves_are_compared(saved, capsys) -> None:
@@ -92,7 +97,7 @@ def test_the_samples_themselves_are_compared(saved, capsys) -> None:
     with pytest.raises(InputError, match="training samples: fingerprint ab12 in the checkpoint, cd34 now"):
         check_data(config(), checkpoint, other)
     check_data(config(resume_with_changed_data=True), checkpoint, other)
-    assert "fingerprint ab12" in capsys.readouterr().err
+    assert "fingerprint ab12" in capsys.readouterr().out
     check_data(config(), saved(data=None), other)
 
 
@@ -100,7 +105,7 @@ def test_what_may_change_is_said_once_and_by_its_own_key(saved, capsys) -> None:
     """The optimiser's and the task's ``lr`` only refer to ``optim.lr``."""
     changed = config(optim__lr=5e-4, data__workers=0, data__train="b.tar", run_dir="elsewhere", resume="last")
     check_config(changed, saved())
-    assert capsys.readouterr().err.splitlines() == [
+    assert capsys.readouterr().out.splitlines() == [
         "resuming with optim.lr: 0.001 -> 0.0005",
         "resuming with data.train: 'a.tar' -> 'b.tar'",
         "resuming with data.workers: 2 -> 0",
@@ -109,7 +114,7 @@ def test_what_may_change_is_said_once_and_by_its_own_key(saved, capsys) -> None:
 
 def test_nothing_is_said_where_nothing_has_changed(saved, capsys) -> None:
     check_config(config(), saved())
-    assert capsys.readouterr().err == ""
+    assert capsys.readouterr().out == ""
 
 
 @pytest.mark.parametrize(
@@ -117,11 +122,28 @@ def test_nothing_is_said_where_nothing_has_changed(saved, capsys) -> None:
     [
         ({"backbone__channels": 16}, r"backbone\.channels: 8 in the checkpoint, 16 now"),
         ({"task__power_ema": POWER}, r"task\.power_ema: None in the checkpoint"),
+        ({"adversarial__discriminator__layers": 3}, r"adversarial\.discriminator\.layers: 2 in the checkpoint, 3 now"),
+        ({"adversarial__discriminator": None}, r"adversarial\.discriminator: \{"),
+        ({"reconstruction__learn_logvar": True}, r"reconstruction\.learn_logvar: None in the checkpoint, True now"),
+        ({"adversarial__lecam": None}, r"adversarial\.lecam\._target_: 'LeCam' in the checkpoint, None now"),
+        ({"optim__optimizer___target_": "SGD"}, r"optim\.optimizer\._target_: 'Muon' in the checkpoint, 'SGD' now"),
+        ({"optim__optimizer__adamw": ["*out*"]}, r"optim\.optimizer\.adamw: \['\*in\*'\] in the checkpoint"),
+        ({"adversarial__optimizer": {"_target_": "SGD"}}, r"adversarial\.optimizer\._target_: 'AdamW' in the checkp"),
     ],
 )
-def test_another_architecture_is_refused_whatever_is_acknowledged(saved, changes: dict, line: str) -> None:
-    with pytest.raises(InputError, match=f"another architecture(?s:.*){line}"):
-        check_config(config(**changes, resume_with_changed_data=True), saved())
+def test_another_architecture_or_optimizer_is_refused_whatever_is_acknowledged(saved, changes: dict, line: str) -> None:
+    before = {**GAME, "optim__optimizer": {"_target_": "Muon", "lr": 1e-3, "adamw": ["*in*"]}}
+    checkpoint = saved(config(**before))
+    with pytest.raises(InputError, match=f"another architecture or optimiser(?s:.*){line}"):
+        check_config(config(**{**before, **changes}, resume_with_changed_data=True), checkpoint)
+    check_config(config(**before, adversarial__lecam__weight=2.0, adversarial__optimizer__lr=1.0), checkpoint)
+
+
+def test_where_data_are_copied_to_and_who_reads_them_may_change(saved) -> None:
+    cache = {"_target_": "ShardCache", "folder": None, "max_bytes": 10}
+    checkpoint = saved(config(data__module__source__cache=cache, data__module__source__damaged="stop"))
+    moved = {"data__module__source__cache": {**cache, "folder": "/x", "max_bytes": 20}}
+    check_config(config(**moved, data__module__source__damaged="skip", data__workers=7), checkpoint)
 
 
 def test_a_stranger_s_configuration_reads_nothing(saved) -> None:

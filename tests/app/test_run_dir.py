@@ -18,26 +18,31 @@ from latentdiff.config.errors import InputError
 def run(tmp_path: Path) -> Path:
     """A run directory with ``last`` of batch 6, ``batch-00000004`` and ``best`` of batch 2."""
     for name, batches_seen in (("best", 2), ("last", 4), ("last", 6)):
-        place = tmp_path / "checkpoints" / name
-        generator = torch.Generator().manual_seed(batches_seen)
-        store.save(
-            place,
-            kind="diffusion",
-            model={"a": torch.randn(20, 20, generator=generator)},
-            ema={"ema.a": torch.randn(20, 20, generator=generator)},
-            train_state={"step": torch.randn(20, generator=generator)},
-            config="seed: 1\n",
-            counters={"batches_seen": batches_seen, "images_seen": 8 * batches_seen},
-            keep_as=shelf.keep_as(place, batches_seen),
-        )
+        save(tmp_path, name, batches_seen)
     return tmp_path
+
+
+def save(run_dir: Path, name: str, batches_seen: int, resume: str = "auto") -> Path:
+    place = run_dir / "checkpoints" / name
+    generator = torch.Generator().manual_seed(batches_seen)
+    store.save(
+        place,
+        kind="diffusion",
+        model={"a": torch.randn(20, 20, generator=generator)},
+        ema={"ema.a": torch.randn(20, 20, generator=generator)},
+        train_state={"step": torch.randn(20, generator=generator)},
+        config=f"seed: 1\nresume: {resume}\n",
+        counters={"batches_seen": batches_seen, "images_seen": 8 * batches_seen},
+        keep_as=shelf.keep_as(place, batches_seen),
+    )
+    return place
 
 
 def break_manifest(checkpoint: Path) -> None:
     (checkpoint / store.MANIFEST).write_text("{")
 
 
-@pytest.mark.parametrize(("resume", "name"), [("auto", "last"), ("last", "last"), ("best", "best")])
+@pytest.mark.parametrize(("resume", "name"), [("auto", "last"), ("last", "last")])
 def test_of_whole_checkpoints_the_newest_or_the_named_one_is_taken(run: Path, capsys, resume: str, name: str) -> None:
     assert resume_from(run, resume) == run / "checkpoints" / name
     assert capsys.readouterr().err == ""
@@ -59,6 +64,46 @@ def test_a_new_run_starts_from_nothing(tmp_path: Path) -> None:
     for name in ("last", "best"):
         with pytest.raises(InputError, match=f"no checkpoint found under '.*checkpoints/{name}'"):
             resume_from(tmp_path, name)
+
+
+@pytest.mark.parametrize("name", ["best", "batch-00000004"])
+def test_what_would_overwrite_newer_progress_is_refused(run: Path, tmp_path_factory, name: str) -> None:
+    older = run / "checkpoints" / name
+    resume = "best" if name == "best" else str(older)
+    with pytest.raises(InputError, match=rf"holds 'last' of batch 6.* '{older}' \(batch [24]\).*resume=auto"):
+        resume_from(run, resume)
+    other = tmp_path_factory.mktemp("other")
+    with pytest.raises(InputError, match="holds 'last' of batch 6, which training from"):
+        resume_from(run, str(save(other, "last", 9)))
+    shutil.rmtree(run / "checkpoints" / "last")
+    if name == "batch-00000004":
+        assert resume_from(run, resume) == older
+
+
+def test_best_may_be_the_newest(run: Path) -> None:
+    assert resume_from(run, str(save(run, "best", 6))) == resume_from(run, "best") == run / "checkpoints" / "best"
+
+
+def test_the_command_that_began_a_run_elsewhere_goes_on_when_it_is_given_again(run: Path, tmp_path_factory) -> None:
+    new, path = tmp_path_factory.mktemp("new"), str(run / "checkpoints" / "best")
+    assert resume_from(new, path) == Path(path)
+    own = save(new, "last", 3, resume=path)
+    assert resume_from(new, path) == own
+    shutil.rmtree(path)
+    assert resume_from(new, path) == own
+    with pytest.raises(InputError, match="'last' of batch 3"):
+        resume_from(new, str(run))
+
+
+def test_never_goes_on_in_a_job_that_slurm_has_queued_again(tmp_path: Path, monkeypatch) -> None:
+    own = save(tmp_path, "last", 3, resume="never")
+    with pytest.raises(InputError, match="resume=never would overwrite"):
+        resume_from(tmp_path, "never")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    assert resume_from(tmp_path, "never") == own
+    save(tmp_path, "last", 4, resume="auto")
+    with pytest.raises(InputError, match="resume=never would overwrite"):
+        resume_from(tmp_path, "never")
 
 
 def test_never_does_not_overwrite(run: Path) -> None:

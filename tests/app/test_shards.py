@@ -6,11 +6,13 @@ import io
 import json
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 from PIL import Image
 
 from latentdiff.app.cli import main
+from latentdiff.data import shard_names
 from latentdiff.data.shards import open_shards
 
 
@@ -26,7 +28,7 @@ def photos(tmp_path) -> Path:
         Image.fromarray(pixels).save(file, format="JPEG")
         path.write_bytes(file.getvalue())
         path.with_suffix(".txt").write_text(f"this is picture {min(i, 2)}")
-    (folder / "cat" / "broken.jpg").write_bytes(b"<html>")
+    (folder / "cat" / "broken\x1b[2J.jpg").write_bytes(b"<html>")
     return folder
 
 
@@ -39,7 +41,7 @@ def test_a_folder_becomes_shards_and_what_is_left_out_is_told(photos, tmp_path, 
     assert make(photos, dest, "--size", 8, "--crop", "center", "--format", "png", "--samples-per-shard", 3) == 0
     said = capsys.readouterr()
     assert said.out.startswith("4 images in 2 shards, ")
-    assert "1 unreadable:\n  cat/broken.jpg: neither a JPEG" in said.err
+    assert "1 unreadable:\n  cat/broken\\x1b[2J.jpg: neither a JPEG" in said.err
     assert f"all of them: {dest / 'left_out.jsonl'}" in said.err
     shards = open_shards(dest)
     assert shards.sizes().tolist() == [[8, 8]] * 4
@@ -82,12 +84,14 @@ def test_every_kind_of_source_is_found(photos, tmp_path):
         ("t.csv", ("--images", "nowhere"), "nowhere is not a folder"),
         ("nowhere", (), "does not exist"),
         ("hf:some/set", ("--images", "photos"), "does not go with --images"),
+        ("hf:saved:val", (), "saved was saved without splits"),
         ("photos", ("--size", "0"), "size: expected at least 1"),
     ],
 )
 def test_what_does_not_go_together_is_told(photos, tmp_path, monkeypatch, capsys, source, options, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "t.json").write_text("{}")
+    datasets.Dataset.from_dict({"image": ["x.png"], "caption": ["x"]}).save_to_disk(tmp_path / "saved")
     (tmp_path / "t.csv").write_text("image,caption\nx.png,x\n")
     assert make(source, "made", *options) == 2
     assert message in capsys.readouterr().err
@@ -114,7 +118,8 @@ def test_shards_from_elsewhere_are_indexed_and_then_verified(photos, tmp_path, c
     for path in made.glob("index.*"):
         path.unlink()
     assert main(["shards", "verify", str(made)]) == 2
-    assert "2 shards have no index" in capsys.readouterr().err
+    assert "2 shards have no index" in (said := capsys.readouterr().err)
+    assert "only their headers were checked; run 'latentdiff shards index" in said
     assert main(["shards", "index", str(made), "--processes", "1"]) == 0
     assert main(["shards", "verify", str(made)]) == 0
     assert "4 samples in 2 shards: as the index says" in capsys.readouterr().out
@@ -155,3 +160,29 @@ def test_stats_count_sizes_captions_and_classes_and_draw_a_sheet(photos, tmp_pat
         assert sheet.width == 3 * 144 + 4 * 4
         pixels = np.asarray(sheet)
     assert (pixels[4:148, 4:148] == 255).all(axis=2).mean() == pytest.approx(0.5, abs=0.02)  # the image of 20x10
+
+
+def test_verifying_a_url_reads_its_shards(photos, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("LATENTDIFF_CACHE", str(tmp_path / "user"))
+    monkeypatch.setattr(shard_names, "PROTOCOLS", ("file",))
+    make(photos, tmp_path / "made", "--samples-per-shard", 2)
+    url = f"file://{tmp_path / 'made'}"
+    assert main(["shards", "verify", url]) == 0
+    assert "4 samples in 2 shards: as the index says" in capsys.readouterr().out
+    for name in ("00000.tar", "00001.tar"):
+        (tmp_path / "made" / name).unlink()
+    assert main(["shards", "verify", url]) == 0  # of the cache
+    for path in (tmp_path / "user" / "shards").glob("?" * 64):
+        path.unlink()
+    assert main(["shards", "verify", url]) == 2
+    said = capsys.readouterr()
+    assert said.out.count("cannot be fetched") == 2
+    assert "damaged shards: 2" in said.err
+
+
+@pytest.mark.parametrize("verb", [["make", "photos", "made"], ["index", "made"]])
+@pytest.mark.parametrize("processes", ["0", "-1", "x"])
+def test_processes_are_at_least_one(verb, processes, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["shards", *verb, "--processes", processes])
+    assert f"--processes: expected a number of at least 1, got {processes}" in capsys.readouterr().err

@@ -1,3 +1,4 @@
+import shutil
 from pathlib import Path
 
 import pytest
@@ -114,3 +115,11 @@ def test_tidying_brings_back_what_was_being_replaced(save, names, tmp_path: Path
     (tmp_path / ".old-best-89abcdef").mkdir()
     durable.tidy(tmp_path)
     assert names() == ["best"]
+
+
+def test_where_last_is_gone_nothing_is_removed(save, names, tmp_path: Path) -> None:
+    for batches_seen in (2, 4, 6):
+        save("last", batches_seen, keep=3)
+    shutil.rmtree(tmp_path / "last")
+    shelf.prune(tmp_path, keep=1)
+    assert names() == ["batch-00000002", "batch-00000004"]

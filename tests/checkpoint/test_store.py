@@ -1,5 +1,7 @@
 import json
 import os
+import resource
+import signal
 
 import pytest
 import torch
@@ -193,19 +195,10 @@ def test_every_changed_byte_of_a_manifest_is_found(tmp_path):
     for place, byte in enumerate(whole):
         other = same_to_json.get(byte, byte ^ 1)
         file.write_bytes(whole[:place] + bytes([other]) + whole[place + 1 :])
-        with pytest.raises(InputError, match=r"damaged|reads formats"):
+        with pytest.raises(InputError, match=r"damaged|reads format 2"):
             store.read_manifest(tmp_path / "c")
     file.write_bytes(whole)
     store.verify(tmp_path / "c")
-
-
-def test_manifests_of_the_first_format_are_read(tmp_path):
-    saved = write(tmp_path / "c")
-    file = tmp_path / "c" / store.MANIFEST
-    entries = {k: v for k, v in json.loads(file.read_text()).items() if k not in ("data", "saved_at", "sha256")}
-    file.write_text(json.dumps(entries | {"format": 1}))
-    manifest = store.verify(tmp_path / "c")
-    assert (manifest.counters, manifest.files, manifest.data) == (saved.counters, saved.files, None)
 
 
 def test_resolve_takes_an_older_one_where_last_is_missing(tmp_path):
@@ -237,3 +230,19 @@ def test_unknown_kind_and_counters_are_refused(tmp_path):
         write(tmp_path / "c", kind="vae")
     with pytest.raises(ValueError, match="counters must be"):
         write(tmp_path / "c", counters={"steps": 1})
+
+
+@pytest.mark.parametrize("room", [0, 100, 10_000])
+def test_a_write_that_the_system_refuses_is_an_os_error(tmp_path, room):
+    """torch says RuntimeError then."""
+    child = os.fork()
+    if child == 0:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (room, room))
+        try:
+            store.write_values({"a": torch.zeros(100_000)}, tmp_path / "values.pt")
+        except OSError:
+            os._exit(3)
+        finally:
+            os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 3

@@ -60,11 +60,21 @@ def test_a_bucket_that_fills_no_batch_is_closed(caplog):
     images = np.array([[10, 10]] * 8 + [[10, 20]] * 3 + [[10, 40]] * 2 + [[20, 10]] * 6)
     sizes = [(8, 32), (8, 16), (8, 8), (16, 8), (32, 8)]
     assert assign(images, sizes, 5).tolist() == [2] * 8 + [1] * 5 + [3] * 6
-    assert "bucket 8x32 has 2 samples, fewer than a batch" in caplog.text
+    assert "bucket 8x32 has 2 usable samples, fewer than a batch" in caplog.text
     assert "32x8" not in caplog.text
     assert set(assign(images, sizes, 19)) == {2}
-    with pytest.raises(InputError, match="19 samples are fewer than one batch"):
+    with pytest.raises(InputError, match="19 usable samples are fewer than one batch"):
         assign(images, sizes, 20)
+
+
+def test_samples_known_to_be_lost_fill_no_bucket(caplog):
+    images, sizes = np.array([[10, 10]] * 8 + [[10, 20]] * 8), [(8, 16), (8, 8)]
+    usable = np.array([True] * 8 + [False] * 5 + [True] * 3)
+    assert assign(images, sizes, 5).tolist() == [1] * 8 + [0] * 8
+    assert assign(images, sizes, 5, usable).tolist() == [1] * 16
+    assert "bucket 8x16 has 3 usable samples" in caplog.text
+    with pytest.raises(InputError, match="11 usable samples are fewer than one batch"):
+        assign(images, sizes, 12, usable)
 
 
 def walked(order, bucket_of, batch):
@@ -160,7 +170,7 @@ def test_what_buckets_need_is_said(source, tmp_path):
             {"conditions": {"low_res": Degraded(factor=5)}, "image_size": 20, "buckets": [(20, 20), (12, 20)]},
             "20x20|12x20",
         ),
-        ({"global_batch": 64}, "60 samples are fewer than one batch"),
+        ({"global_batch": 64}, "60 usable samples are fewer than one batch"),
     ):
         with pytest.raises(InputError, match=message):
             build(source, **options).setup()

@@ -220,3 +220,9 @@ def test_the_window_of_the_shuffle_is_a_setting(source):
     assert order() == order(shuffle=64) != order(shuffle=10)
     with pytest.raises(InputError, match=r"data\.shuffle: expected a window of at least 1"):
         build(source, shuffle=0)
+
+
+@pytest.mark.parametrize("share", [-0.1, 5])
+def test_the_bearable_share_is_a_share(source, share):
+    with pytest.raises(InputError, match=r"max_broken: expected a share from 0 to 1"):
+        DataModule(source=source, image_size=8, global_batch=2, seed=0, max_broken=share)

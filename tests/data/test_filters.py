@@ -38,8 +38,22 @@ def test_images_are_left_out_by_their_sizes(folder, options, left, caplog):
 
 
 def test_the_fingerprint_tells_the_filtered_set(folder):
-    prints = {ShardSource(train=str(folder), val=str(folder), min_size=n).fingerprint() for n in (None, 1, 10)}
-    assert len(prints) == 3
+    sources = [ShardSource(train=str(folder), val=str(folder), min_size=n) for n in (None, 1, 10)]
+    assert len({source.open()[0].fingerprint() for source in sources}) == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_aspect": 0}, r"^data\.max_aspect: .* at least 1, got 0"),
+        ({"max_aspect": 0.5}, r"^data\.max_aspect: .* at least 1, got 0\.5"),
+        ({"min_size": -1}, r"^data\.min_size: expected at least 0 pixels, got -1"),
+        ({"damaged": "ignore"}, r"^data\.damaged: expected stop or skip, got 'ignore'"),
+    ],
+)
+def test_senseless_settings_are_refused(folder, options, message):
+    with pytest.raises(InputError, match=message):
+        ShardSource(train=str(folder), **options).open()
 
 
 def test_filters_that_leave_nothing_or_know_nothing_are_refused(folder):

@@ -58,7 +58,7 @@ def test_the_index_says_what_the_shards_hold(tmp_path, samples, png, image):
     for number, info in enumerate(read_index(tmp_path / "set").shards):
         content = (tmp_path / "set" / info.name).read_bytes()
         assert (info.bytes, info.sha256) == (len(content), hashlib.sha256(content).hexdigest())
-        assert info.samples == shards.samples_per_shard()[number]
+        assert info.samples == (shards.shard_of() == number).sum()
         with tarfile.open(tmp_path / "set" / info.name) as tar:
             members = {member.offset_data: tar.extractfile(member).read() for member in tar}
         rows = np.flatnonzero(shards.shard_of() == number).tolist()
@@ -178,13 +178,25 @@ def test_a_damaged_index_is_refused(tmp_path, samples, harm, message):
     assert "latentdiff shards index" in str(raised.value)
 
 
+def test_a_part_of_a_folder_does_not_take_the_place_of_its_index(tmp_path, samples):
+    write_shards(samples(6), tmp_path / "set", 2)
+    before = (tmp_path / "set" / "index.json").read_bytes()
+    for part, missing in (("00001.tar", r"00000\.tar \(and 1 more\)"), ("0000[01].tar", r"00002\.tar")):
+        with pytest.raises(InputError, match=rf"{missing} would not be in it; run 'latentdiff shards index .*set'"):
+            index_shards(tmp_path / "set" / part)
+    assert (tmp_path / "set" / "index.json").read_bytes() == before
+    index_shards([tmp_path / "set" / "0000[01].tar", tmp_path / "set" / "00002.tar"])
+    with pytest.raises(InputError, match="expected at least 1 process, got 0"):
+        index_shards(tmp_path / "set", processes=0)
+
+
 def test_a_folder_that_cannot_be_written_to_is_told(tmp_path, samples, monkeypatch):
     write_shards(samples(2), tmp_path / "set")
 
     def refuse(path, content):
         raise OSError(30, "Read-only file system")
 
-    monkeypatch.setattr(index_module, "put_file", refuse)
+    monkeypatch.setattr(index_module.durable, "put_file", refuse)
     with pytest.raises(InputError, match=r"cannot be written there \(Read-only file system\); link or copy"):
         index_shards(tmp_path / "set")
 

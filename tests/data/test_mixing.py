@@ -85,5 +85,15 @@ def test_senseless_weights_are_refused(tmp_path, samples):
     for weights in ([1, 0], [1, -1], [1, float("nan")], [1, float("inf")]):
         with pytest.raises(InputError, match="expected numbers above 0"):
             Mixture(np.array([0, 1]), weights)
-    with pytest.raises(InputError, match=r"entry 1 of data\.train has no samples left"):
+    with pytest.raises(InputError, match=r"entry 2 of the 2 of data\.train has no usable samples left"):
         Mixture(np.array([0, 0]), [1, 1])
+
+
+def test_an_entry_whose_samples_are_all_lost_is_refused(tmp_path, samples):
+    for name in "ab":
+        write_shards(samples(4), tmp_path / name)
+    (tmp_path / "a" / "00000.tar").unlink()
+    entries = [str(tmp_path / name) for name in "ab"]
+    source = ShardSource(train=entries, val=entries[1], weights=[1, 2], damaged="skip")
+    with pytest.raises(InputError, match=r"entry 1 of the 2 of data\.train has no usable samples left"):
+        source.mixture(source.open()[0])

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import os
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -21,6 +23,7 @@ def hashed(tmp_path, monkeypatch):
 
     def watched(path):
         names.append(os.path.basename(path))
+        time.sleep(0.01)
         return hash_file(path)
 
     monkeypatch.setattr(damage, "sha256_of", watched)
@@ -58,6 +61,13 @@ def test_a_flipped_byte_is_found_before_training(tmp_path, samples, hashed):
     with pytest.raises(InputError):  # damaged shards are not remembered
         source.prepare()
     ShardSource(train=str(tmp_path / "set"), damaged="skip").prepare()
+
+
+def test_of_several_processes_one_reads(tmp_path, samples, hashed):
+    write_shards(samples(6), tmp_path / "set", 2)
+    with ThreadPoolExecutor(4) as pool:  # a lock of files keeps threads apart like processes
+        list(pool.map(lambda _: ShardSource(train=str(tmp_path / "set")).prepare(), range(4)))
+    assert sorted(hashed) == ["00000.tar", "00001.tar", "00002.tar"]
 
 
 def test_a_large_set_is_left_to_the_check_of_each_read(tmp_path, samples, hashed, monkeypatch, caplog):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import http.server
 import multiprocessing
 import os
@@ -16,9 +18,12 @@ import fsspec
 import pytest
 
 from latentdiff.config.errors import InputError
+from latentdiff.data import fetching, shard_names
 from latentdiff.data.decode import BrokenSampleError
+from latentdiff.data.labels import Labels
 from latentdiff.data.remote import ShardCache
-from latentdiff.data.shards import open_shards, write_shards
+from latentdiff.data.sample import check_labels, within_reach
+from latentdiff.data.shards import DamagedShardsError, open_shards, verify_shards, write_shards
 
 SHARDS, PER_SHARD = 3, 2
 
@@ -222,6 +227,76 @@ def test_what_a_killed_process_left_does_not_take_room_for_ever(served, cache, t
     assert not left.exists()
 
 
+FOREIGN = ["thesis.pdf", "weights.part", "0" * 63, "A" * 64, f"{'0' * 64}.tar", f"{'0' * 64}.x.part", "a.5.part"]
+
+
+def test_other_files_in_the_folder_neither_count_nor_vanish(served, cache, tmp_path):
+    (tmp_path / "cache").mkdir()
+    for name in FOREIGN:
+        (tmp_path / "cache" / name).write_bytes(bytes(30_000))
+        os.utime(tmp_path / "cache" / name, (1, 1))
+    shards = open_shards(f"{served.url}/set", cache=cache(max_bytes=2 * 10240))
+    assert texts(shards) == ALL
+    assert stored(tmp_path) == sorted([*FOREIGN, *shards.table.digests[1:]])
+
+
+def test_waiting_for_room_is_told_once(served, cache, tmp_path, monkeypatch, caplog):
+    shards = open_shards(f"{served.url}/set", cache=cache(max_bytes=20000))
+    claimed = tmp_path / "cache" / f"{'0' * 64}.15000.part"
+    (tmp_path / "cache" / "locks").mkdir()
+    claimed.touch()
+    waits = []
+
+    def wait(seconds):
+        waits.append(seconds)
+        if len(waits) == 3:
+            holder.close()
+
+    monkeypatch.setattr("latentdiff.data.remote.time.sleep", wait)
+    holder = (tmp_path / "cache" / "locks" / ("0" * 64)).open("w")
+    fcntl.flock(holder, fcntl.LOCK_EX)
+    assert shards.read(0, "txt") == b"picture 0"
+    assert len(waits) == 3
+    assert caplog.text.count("waits for room") == 1
+
+
+def test_verifying_fetches_every_shard_and_reads_its_copy(served, cache, tmp_path):
+    assert len(verify_shards(f"{served.url}/set", cache=cache())) == len(ALL)
+    assert served.asked == {"index.json": 1, "index.npz": 1}
+    seen = []
+    verify_shards(f"{served.url}/set", cache=cache(), fetch=True, progress=lambda *counts: seen.append(counts))
+    assert seen == [(10240 * n, 30720) for n in (1, 2, 3)]
+    assert served.asked["00002.tar"] == 1
+    first, second = sorted((tmp_path / "cache").glob("?" * 64))[:2]
+    first.write_bytes(bytes(10240))
+    second.unlink()
+    served.faults = {f"{number:05d}.tar": [answer(404)] for number in range(SHARDS)}
+    with pytest.raises(DamagedShardsError) as error:
+        verify_shards(f"{served.url}/set", cache=cache(), fetch=True)
+    found = {damage.expected.sha256: (damage.bytes, damage.samples) for damage in error.value.damaged}
+    assert found == {first.name: (10240, 0), second.name: (None, 0)}
+
+
+def test_labels_are_checked_without_fetching_the_set(served, cache, tmp_path, samples):
+    shards = open_shards(f"{served.url}/set", cache=cache())
+    check_labels(shards, Labels(classes=2))
+    with pytest.raises(InputError, match="unknown class 1"):
+        check_labels(shards, Labels(classes=1))
+    assert [name for name in served.asked if name.endswith(".tar")] == ["00000.tar"]
+    assert within_reach(shards, remote=2).tolist() == [0, 1, 2, 3]
+    assert within_reach(shards.select([5, 2, 4]), remote=1).tolist() == [1]
+    write_shards(samples(3), tmp_path / "near")
+    both = open_shards([f"{served.url}/set", tmp_path / "near"], cache=cache())
+    assert within_reach(both, remote=1).tolist() == [0, 1, 6, 7, 8]
+
+
+@pytest.mark.parametrize("query", ["?X-Amz-Signature=5f0e", "?5f0e", "?a=5f0e.tar"])
+def test_signed_urls_are_refused_without_showing_the_signature(cache, query):
+    with pytest.raises(InputError, match=r"^https://host/set/00000\.tar is followed by a query") as error:
+        open_shards(f"https://host/set/00000.tar{query}", cache=cache())
+    assert "5f0e" not in str(error.value)
+
+
 def read_in_process(shards, found):
     found.put(texts(shards))
 
@@ -240,7 +315,8 @@ def test_processes_that_want_the_same_shards_fetch_them_once(served, cache):
     assert served.asked == {"index.json": 1, "index.npz": 1, **{f"{i:05d}.tar": 1 for i in range(SHARDS)}}
 
 
-def test_other_protocols_of_fsspec_and_mixtures_with_local_shards(tmp_path, samples, cache):
+def test_other_protocols_of_fsspec_and_mixtures_with_local_shards(tmp_path, samples, cache, monkeypatch):
+    monkeypatch.setattr(shard_names, "PROTOCOLS", ("memory", "file"))
     write_shards(samples(4), tmp_path / "set", 2)
     memory = fsspec.filesystem("memory")
     memory.put(str(tmp_path / "set"), "/bucket/set", recursive=True)
@@ -257,6 +333,15 @@ def test_a_missing_library_is_named_with_its_extra(monkeypatch, cache):
     monkeypatch.setitem(__import__("sys").modules, "s3fs", None)
     with pytest.raises(InputError, match=r"pip install 'latentdiff\[remote\]'"):
         open_shards("s3://bucket/set", cache=cache())
+
+
+def test_a_full_disk_is_told_with_both_places_it_may_be(tmp_path, monkeypatch):
+    def full(url):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(fetching, "_filesystem", full)
+    with pytest.raises(InputError, match=r"no space left for .*x\.tar; free some, .* move data\.cache .*TMPDIR"):
+        fetching.Fetcher().fetch("s3://bucket/x.tar", tmp_path / "x.tar")
 
 
 def test_a_cache_that_cannot_be_made_is_told(served, tmp_path):

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import tarfile
 import tempfile
 from collections import Counter
 
 import pytest
 
 from latentdiff.config.errors import InputError
+from latentdiff.data import shard_names
 from latentdiff.data.datamodule import DataModule
 from latentdiff.data.image_reader import ImageReader
 from latentdiff.data.index import INDEX_NAME
@@ -89,9 +91,19 @@ def test_a_damaged_shard_stops_or_is_left_out(folder, cut, caplog):
         labels(dataset(folder, damaged="skip"), 1)
 
 
+def test_a_shard_with_a_bad_extended_header_is_left_out(folder, caplog):
+    head = tarfile.TarInfo("x")
+    head.type, head.size = tarfile.XHDTYPE, 14
+    path = folder / "00003.tar"
+    path.write_bytes(head.tobuf(tarfile.USTAR_FORMAT) + b"14 size=-1536\n".ljust(512, b"\0") + path.read_bytes())
+    assert {i // 10 for i in labels(dataset(folder, damaged="skip"), 100)} == set(range(10)) - {3}
+    assert "00003.tar is damaged: an extended header" in caplog.text
+
+
 def test_remote_shards_are_fetched_when_they_are_drawn(folder, tmp_path, monkeypatch):
     pytest.importorskip("fsspec")
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(shard_names, "PROTOCOLS", ("file",))
     before = sorted(tmp_path.iterdir())
     near, far = dataset(folder / "{00000..00009}.tar"), dataset(f"file://{folder}/{{00000..00009}}.tar")
     assert labels(far, 10) == labels(near, 10)

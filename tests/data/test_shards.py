@@ -15,7 +15,7 @@ def test_round_trip_of_every_file(make_set, samples):
     written = samples(7)
     shards = make_set(written, per_shard=3)
     assert len(shards) == 7
-    assert shards.samples_per_shard() == [3, 3, 1]
+    assert shards.shard_of().tolist() == [0, 0, 0, 1, 1, 1, 2]
     assert shards.all_keys()[3:5] == ["00001/000010000", "00001/000010001"]
     for i, sample in enumerate(written):
         assert shards.read_image(i) == sample["png"]
@@ -166,3 +166,9 @@ def test_names_split_as_in_webdataset(name, split):
 def test_the_tars_are_plain(make_set, samples):
     with tarfile.open(make_set(samples(1)).table.paths[0], "r:") as tar:
         assert {(m.mtime, m.uid, m.gid, m.mode, m.type) for m in tar} == {(0, 0, 0, 0o644, tarfile.REGTYPE)}
+
+
+def test_control_characters_of_foreign_keys_are_shown_as_escapes(make_set, png, image):
+    shards = make_set([{"__key__": "a\x1b[2J\n\u00e9", "png": png(image(1))}])
+    assert shards.where(0).startswith("'00000/a\\x1b[2J\\n\u00e9' in ")
+    assert shards.key(0) == "00000/a\x1b[2J\n\u00e9"

@@ -3,12 +3,14 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import subprocess
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 from latentdiff.config.errors import InputError
+from latentdiff.data.decode import BrokenSampleError
 from latentdiff.data.image_reader import ImageReader
 from latentdiff.data.plan import BatchPlan, SequentialPlan
 from latentdiff.data.shard_set import ShardSet
@@ -227,6 +229,47 @@ def test_too_many_samples_known_to_be_broken_stop_the_run_at_its_start(make_set,
     shards = make_set(samples(40))
     dataset(known_broken(shards, [3]))
     with pytest.raises(
-        InputError, match=r"^3 of 40 samples are broken, more than data\.module\.max_broken allows \(1\)"
+        InputError, match=r"^3 of 40 samples are broken, more than data\.module\.max_broken=0\.01 allows; the warnings"
     ):
         dataset(known_broken(shards, [3, 4, 5]))
+
+
+def broken_after(shards, limit, **options):
+    """(samples read, broken samples found) when a run of which all samples from ``limit`` on are broken stops."""
+    data = dataset(shards, batch=100, **options)
+
+    def read(epoch, index):
+        if index >= limit:
+            raise BrokenSampleError("no picture")
+        return index
+
+    data.reader = SimpleNamespace(read=read, collate=lambda rows: {})
+    with pytest.raises(InputError, match=r"samples.* are broken, more than data") as stopped:
+        list(BatchLoader(data, range(400)))
+    return data.counts.skipped - int(shards.broken().sum()), str(stopped.value)
+
+
+def indexed(count, known=()):
+    """A set without bytes."""
+    lost = np.zeros(count, dtype=bool)
+    lost[list(known)] = True
+    table = SimpleNamespace(paths=["x.tar"], first=np.array([0, count]), shard=lambda row: 0, key=str)
+    return ShardSet(table, None, lost=lost, rows=np.arange(count))
+
+
+def test_every_rank_stops_at_the_share_of_what_it_tries():
+    assert broken_after(indexed(20_000), 0)[0] == 201  # alone: the share of the whole set
+    assert broken_after(indexed(20_000, known=range(150)), 0)[0] == 51  # the known ones are of it
+    found, message = broken_after(indexed(20_000), 10_000, rank=3, ranks=10)
+    assert found == 21
+    assert message.startswith("21 of 2000 samples of rank 3 are broken")
+    assert broken_after(indexed(20_000, known=range(150)), 10_000, rank=3, ranks=10)[0] == 6
+    assert broken_after(indexed(20_000), 10_000, rank=3, ranks=100)[0] == 11  # as if it tried 1000
+
+
+def test_when_nothing_can_be_read_the_last_fault_is_named(make_set, samples):
+    data = dataset(make_set([{**sample, "png": b"no picture"} for sample in samples(3)]), max_broken=1.0)
+    with pytest.raises(InputError, match=r"can be read; the last was '00000/00000000\d' in .*set.*: neither a JPEG"):
+        data[0]
+    with pytest.raises(InputError, match=r"can be read; the warnings above say why"):
+        dataset(known_broken(make_set(samples(2), name="lost"), [0, 1]), max_broken=1.0)[0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import time
 from pathlib import Path
@@ -13,6 +14,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from latentdiff.app.run_lock import alone_in
 from latentdiff.checkpoint import store
 from latentdiff.training.autoencoder_module import AutoencoderModule
 from latentdiff.training.callbacks import interruption
@@ -135,6 +137,27 @@ def test_a_time_that_is_none_is_refused(programs, command, tmp_path: Path) -> No
     refused = programs("train", *command, f"run_dir={tmp_path}", "trainer.max_time=an-hour")
     assert refused.code == 2
     assert "DD:HH:MM:SS" in refused.err
+
+
+def test_one_process_at_a_time_trains_in_a_run_directory(programs, command, tmp_path: Path) -> None:
+    with alone_in(tmp_path):
+        refused = programs("train", *command, f"run_dir={tmp_path}")
+    assert refused.code == 2
+    assert re.fullmatch(rf"error: run_dir: process {os.getpid()} on \S+ trains in '{tmp_path}'; wait .*\n", refused.err)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_that_began_from_another_one_s_checkpoint_goes_on(programs, command, uninterrupted, tmp_path) -> None:
+    start = f"resume={uninterrupted / 'checkpoints' / 'batch-00000006'}"
+    for batches, began in (
+        (7, uninterrupted / "checkpoints" / "batch-00000006"),
+        (8, tmp_path / "checkpoints" / "last"),
+    ):
+        done = programs.done("train", *command, start, f"run_dir={tmp_path}", f"max_batches={batches}")
+        assert f"resuming from {began} at batch" in done.out
+    refused = programs("train", *command, start.replace("batch-00000006", "best"), f"run_dir={tmp_path}")
+    assert refused.code == 2
+    assert "holds 'last' of batch 8, which training from" in refused.err
 
 
 def children(process, *, words: str) -> list[int]:

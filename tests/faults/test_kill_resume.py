@@ -19,23 +19,35 @@ SAVED_EVERY = 5
 SHORT = ("max_batches=20", "validate_every=10")
 
 
-def kill_and_resume(server, command: tuple[str, ...], run_dir: Path, *, moments: random.Random, kills: int, seconds):
-    """Kills the run ``kills`` times and lets it end; returns how many batches it had logged and saved at each kill.
+def kill_and_resume(
+    server, same_run, command: tuple[str, ...], folder: Path, *, moments: random.Random, kills: int
+) -> list[tuple[int, int]]:
+    """Kills runs ``kills`` times in all; how many batches each had logged and saved at its kill.
 
-    A moment is uniform over ``seconds`` since a process was started. A run that ends before is one without a fault:
-    its directory is emptied, and the next begins.
+    Kills fall into the first, the second and the last third of the batches in turn: after a batch drawn from the third,
+    at a moment drawn from the time of a batch. One that comes after the end of the run does not count. After the last
+    third the run is completed and compared with one that nobody touched, and the next begins.
     """
-    at_kill = []
+    whole, killed = folder / "whole", folder / "killed"
+    seconds = server.done(whole, command)
+    batches, at_kill = logged(whole), []
     while len(at_kill) < kills:
-        process = server.start(run_dir, command)
-        time.sleep(moments.uniform(0, seconds))
+        third = len(at_kill) % 3
+        goal = moments.randrange(third * batches // 3, (third + 1) * batches // 3)
+        process, late = server.start(killed, command), time.monotonic() + 5 * seconds
+        while logged(killed) < goal and time.monotonic() < late:
+            time.sleep(0.01)
+        time.sleep(moments.uniform(0, seconds / batches))
         process.kill()
         if (code := process.wait()) == -signal.SIGKILL:
-            at_kill.append((logged(run_dir), saved(run_dir)))
+            at_kill.append((logged(killed), saved(killed)))
+            assert logged(killed) >= goal, process.said
         else:
             assert code == 0, process.said
-            shutil.rmtree(run_dir)
-    server.done(run_dir, command)
+        if third == 2 or code == 0 or len(at_kill) == kills:
+            server.done(killed, command)
+            same_run(whole, killed)
+            shutil.rmtree(killed)
     return at_kill
 
 
@@ -55,15 +67,17 @@ def saved(run_dir: Path) -> int:
     return max(batches)
 
 
-def check(server, same_run, command: tuple[str, ...], folder: Path, *, seed: int, kills: int) -> list[tuple[int, int]]:
+def check(server, same_run, command: tuple[str, ...], folder: Path, *, seed: int, kills: int) -> None:
     command = (*command, f"seed={seed}", f"callbacks.checkpoints.every={SAVED_EVERY}")
-    whole, killed = folder / "whole", folder / "killed"
-    seconds = server.done(whole, command)
-    at_kill = kill_and_resume(server, command, killed, moments=random.Random(seed), kills=kills, seconds=seconds)
-    same_run(whole, killed)
-    assert all(logged - saved <= SAVED_EVERY for logged, saved in at_kill), at_kill
+    moments = random.Random(f"{next(part for part in command if part.startswith('experiment='))} {seed}")
+    at_kill = kill_and_resume(server, same_run, command, folder, moments=moments, kills=kills)
     print(f"seed {seed}: {len(at_kill)} kills at (batches logged, saved) {at_kill}")
-    return at_kill
+    assert len(at_kill) == kills
+    assert all(logged - saved <= SAVED_EVERY for logged, saved in at_kill)
+    batches = logged(folder / "whole")
+    assert any(logged < batches / 2 for logged, _ in at_kill)
+    assert sum(saved > 0 for _, saved in at_kill) > kills / 2
+    assert any(logged >= 2 * batches // 3 for logged, _ in at_kill)
 
 
 def test_three_kills(server, same_run, stage_one, tmp_path: Path) -> None:
@@ -105,5 +119,4 @@ def test_killed_after_a_batch(server, same_run, stage_two, tmp_path: Path, phase
 def test_twenty_five_kills(
     server, same_run, request: pytest.FixtureRequest, tmp_path: Path, stage: str, kills: list[int], seed: int
 ) -> None:
-    at_kill = check(server, same_run, request.getfixturevalue(stage), tmp_path, seed=seed, kills=kills[seed])
-    assert len(at_kill) == kills[seed]
+    check(server, same_run, request.getfixturevalue(stage), tmp_path, seed=seed, kills=kills[seed])

@@ -45,6 +45,8 @@ class Loader:
 
 
 class Data(pl.LightningDataModule):
+    start_batch = 0
+
     def __init__(self, train: list[Batch], val: list[Batch]):
         super().__init__()
         self.train, self.val = train, val

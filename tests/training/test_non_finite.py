@@ -156,10 +156,15 @@ def test_the_budget_is_for_each_stretch_and_survives_a_restart():
     assert resumed.values["skipped"] == 6
 
 
-def test_a_checkpoint_from_before_there_was_a_budget_is_read():
-    policy = NonFinite(skip=1)
-    policy.load_state_dict({}, strict=True)
-    assert policy.values == {"stretch": 0.0, "in_stretch": 0.0, "skipped": 0.0}
+def test_a_full_disk_costs_the_dump_alone(make, batch, fit, tmp_path, monkeypatch, caplog):
+    def refuse(*arguments):
+        raise RuntimeError("[enforce fail at inline_container.cc:863] . PytorchStreamWriter failed writing file")
+
+    module = make("image", NAN, 1, 1)
+    monkeypatch.setattr(torch, "save", refuse)
+    fit(module, [batch(i) for i in range(4)])
+    assert (module.counters.batches_seen, module.nonfinite.values["skipped"]) == (4, 1)
+    assert "batch-00000002-rank-0.pt' left as it is: [enforce fail" in caplog.text
 
 
 @pytest.mark.parametrize(("skip", "per"), [(-1, 10), (10, 10)])

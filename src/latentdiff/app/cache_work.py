@@ -20,6 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import distributed
 
 import latentdiff
+from latentdiff import durable
 from latentdiff.app import cached_run, preflight
 from latentdiff.app import first_stage as stage_one
 from latentdiff.app.cache_encoder import CacheEncoder, ImagesAndTexts, batches
@@ -28,10 +29,11 @@ from latentdiff.config.errors import InputError
 from latentdiff.config.instantiate import build
 from latentdiff.data.cached import EMPTY_TEXT, SETS, CacheManifest, dump_text
 from latentdiff.data.datamodule import DataModule
-from latentdiff.data.index import INDEX_NAME, index_shards, put_file
+from latentdiff.data.index import INDEX_NAME, index_shards
 from latentdiff.data.shard_files import sha256_of
 from latentdiff.data.shard_set import ShardSet
 from latentdiff.data.shards import refuse_occupied, write_shard
+from latentdiff.data.stream import too_many
 
 _log = logging.getLogger(__name__)
 _COMMAND, _MADE, _DONE = "command.json", "cache", "done"
@@ -94,7 +96,7 @@ def make_cache(cfg: DictConfig, dest: Path, *, dtype: str, captions: int | None,
             )
             _wait()
             if rank == 0:
-                return _finish(work, dest, pieces, manifest, encode)
+                return _finish(work, dest, pieces, manifest, encode, data.max_broken)
     return None
 
 
@@ -161,27 +163,21 @@ def _write(
     info = write_shard(scratch, piece.number, samples())
     for what in left_out:
         _log.warning("left out %s", what)
-    allowed = max(1, int(data.max_broken * len(_sets(data)[piece.name])))
-    if len(left_out) > allowed:
-        raise InputError(
-            f"{len(left_out)} of {len(piece.shards)} samples of a shard are broken, more than data.module.max_broken "
-            f"allows of all ({allowed}); the last was {left_out[-1]}"
-        )
     if info.samples:
         os.replace(scratch / info.name, folder / info.name)
     shutil.rmtree(scratch)
-    put_file(str(piece.done(work)), json.dumps({"samples": info.samples, "left_out": left_out}).encode())
+    durable.put_file(piece.done(work), json.dumps({"samples": info.samples, "left_out": left_out}).encode())
 
 
 def _finish(
-    work: Path, dest: Path, pieces: list[Piece], manifest: CacheManifest, encode: CacheEncoder
+    work: Path, dest: Path, pieces: list[Piece], manifest: CacheManifest, encode: CacheEncoder, max_broken: float
 ) -> CacheManifest:
+    left_out = sum(_left_out(work, pieces, name, max_broken) for name in SETS)
     made = work / _MADE
     for name in SETS:
         index_shards(str(made / name))
     if (empty := encode.empty_text()) is not None:
-        put_file(str(made / EMPTY_TEXT), dump_text(empty))
-    left_out = sum(len(json.loads(piece.done(work).read_text(encoding="utf-8"))["left_out"]) for piece in pieces)
+        durable.put_file(made / EMPTY_TEXT, dump_text(empty))
     values = {**vars(manifest), "left_out": left_out}
     values["index"] = {name: sha256_of(made / name / INDEX_NAME) for name in SETS}
     complete = CacheManifest(**values)
@@ -190,6 +186,20 @@ def _finish(
     os.rename(made, dest)
     shutil.rmtree(work)
     return complete
+
+
+def _left_out(work: Path, pieces: list[Piece], name: str, max_broken: float) -> int:
+    """Samples of a set that are in no shard. Raises InputError where they are too many."""
+    own = [piece for piece in pieces if piece.name == name]
+    found = [what for piece in own for what in json.loads(piece.done(work).read_text(encoding="utf-8"))["left_out"]]
+    total = sum(len(piece.shards) for piece in own)
+    if too_many(len(found), total, max_broken):
+        raise InputError(
+            f"{len(found)} of {total} samples of {name} are broken, more than data.module.max_broken allows "
+            f"({max_broken}); the last was {found[-1]}. Mend them or raise it, and give the command again: it "
+            "goes on with what is encoded"
+        )
+    return len(found)
 
 
 @contextmanager

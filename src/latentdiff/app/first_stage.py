@@ -19,12 +19,14 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from latentdiff.app.launch import SIGNALLED
-from latentdiff.checkpoint import store
+from latentdiff.app.processes import FIRST_STAGE, launched, say
+from latentdiff.app.run_dir import CHILD_RUN_DIR
+from latentdiff.checkpoint import shelf, store
 from latentdiff.checkpoint.foreign import reading as foreign
 from latentdiff.checkpoint.foreign.statistics import Statistics
 from latentdiff.checkpoint.foreign.unet import reading as unet
 from latentdiff.checkpoint.models import recorded_statistics
-from latentdiff.config.errors import InputError
+from latentdiff.config.errors import InputError, RunError
 from latentdiff.config.faults import did_you_mean
 from latentdiff.config.instantiate import build
 
@@ -33,6 +35,12 @@ SHARED = ("data", "trainer", "logger", "paths", "seed")
 
 DEFINING = ("task", "autoencoder", "reconstruction", "adversarial", "optim", "max_batches", "global_batch", "seed")
 """Parts of its configuration that make a first stage what it is."""
+
+
+FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
+"""To the process that trains the first stage."""
+
+_AGAIN = "give the same command again to go on there"
 
 
 IMAGE_CHANNELS = 3
@@ -67,14 +75,20 @@ class Automatic:
         """The stage-one checkpoint, trained first where there is none. Raises InputError where it is refused."""
         name = self.config.experiment
         run_dir = self.folder / f"{name}-{_key(self.config, data_fingerprint)}"
-        if _complete(run_dir, self.config.max_batches):
-            print(f"first stage: using {run_dir}", flush=True)
-        else:
-            print(f"first stage: none for this data yet, training '{name}' in {run_dir}", flush=True)
-            _train([*self.overrides, f"run_dir='{run_dir}'", "resume=auto"])
-            if not _complete(run_dir, self.config.max_batches):
-                sys.exit(0)  # trainer.max_time was up, and the first stage has said so
-        return store.resolve(run_dir, prefer=("last",))
+        if found := _complete(run_dir, self.config.max_batches):
+            say(f"first stage: using {run_dir}")
+            return found
+        say(f"first stage: none for this data yet, training '{name}' in {run_dir}")
+        _train([*self.overrides, f"run_dir='{run_dir}'", "resume=auto"])
+        if found := _complete(run_dir, self.config.max_batches):
+            return found
+        if self.config.trainer.get("max_time") is None:
+            raise RunError(
+                f"first_stage.checkpoint: the first stage in '{run_dir}' has ended before batch "
+                f"{self.config.max_batches}; see what it said above, and what is in its folder checkpoints"
+            )
+        say(f"trainer.max_time was up in the first stage; {_AGAIN}")
+        sys.exit(0)
 
 
 def planned(cfg: DictConfig, resumed: Path | None) -> Named | Automatic:
@@ -188,35 +202,39 @@ def _key(wanted: DictConfig, data_fingerprint: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def _complete(run_dir: Path, max_batches: int) -> bool:
-    last = run_dir / "checkpoints" / "last"
-    return (last / store.MANIFEST).is_file() and store.read_manifest(last).counters["batches_seen"] >= max_batches
+def _complete(run_dir: Path, max_batches: int) -> Path | None:
+    """The newest whole checkpoint, from which its training would go on, if nothing is left to train."""
+    found, _ = shelf.first_whole(shelf.standing(run_dir / "checkpoints"))
+    complete = found is not None and store.read_manifest(found).counters["batches_seen"] >= max_batches
+    return found if complete else None
 
 
 def _train(overrides: list[str]) -> None:
     """A process of its own: its memory is free again when stage two starts, and DDP starts afresh."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if (launched() or 1) > 1:
         raise InputError(
             "first_stage.checkpoint: 'auto' cannot train a first stage under an external launcher; train it first "
             "(experiment=ae_kl) and name it with first_stage.checkpoint=PATH"
         )
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(("LATENTDIFF_", "LOCAL_RANK", "MASTER_"))}
-    code = _wait(subprocess.Popen([sys.executable, sys.argv[0], *overrides], env=environment))
+    environment = {k: v for k, v in os.environ.items() if not k.startswith((CHILD_RUN_DIR, "LOCAL_RANK", "MASTER_"))}
+    environment[FIRST_STAGE] = "1"
+    command = [sys.executable, sys.argv[0], *overrides]
+    code = _wait(subprocess.Popen(command, env=environment, start_new_session=True))
     if code == 2:
         raise InputError("the first stage was refused; see the message above")
+    if code < 0:
+        raise RunError(f"training the first stage was ended by {signal.Signals(-code).name}; {_AGAIN}")
     if code > SIGNALLED:
+        say(f"stopped in the first stage; {_AGAIN}")
         sys.exit(code)
     if code:
-        raise RuntimeError(f"training the first stage ended with exit code {code}; see its message above")
+        raise RunError(f"training the first stage ended with exit code {code}; see its message above")
 
 
 def _wait(child: subprocess.Popen) -> int:
-    """Leaves signals to the child, which saves its state; Ctrl-C the terminal sends to the child too."""
-    before = {
-        signal.SIGINT: signal.signal(signal.SIGINT, lambda number, frame: None),
-        signal.SIGTERM: signal.signal(signal.SIGTERM, lambda number, frame: child.send_signal(number)),
-        signal.SIGUSR1: signal.signal(signal.SIGUSR1, lambda number, frame: child.send_signal(number)),
-    }
+    """Leaves signals to the child, which saves its state. It is in a session of its own: those that the terminal sends
+    reach it through this process alone, once."""
+    before = {number: signal.signal(number, lambda number, frame: child.send_signal(number)) for number in FORWARDED}
     try:
         return child.wait()
     finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from pathlib import Path
 
@@ -30,11 +31,13 @@ def kind_of(cfg: DictConfig) -> str:
 
 
 def check_numbers(cfg: DictConfig) -> None:
-    """Counts are at least 1, and every process gets the same share of a batch."""
+    """Counts are at least 1, every process gets the same share of a batch, and a limit of time is one."""
     for key in POSITIVE:
         value = OmegaConf.select(cfg, key)
         if not isinstance(value, int) or value < 1:
             raise InputError(f"{key}: expected a whole number of at least 1, got {value!r}")
+    if (limit := cfg.trainer.get("max_time")) is not None and not re.fullmatch(r"\d+:\d\d:\d\d:\d\d", str(limit)):
+        raise InputError(f"trainer.max_time: expected DD:HH:MM:SS, 00:12:00:00 for twelve hours, got {limit!r}")
     processes = world_size(cfg)
     if cfg.global_batch % processes:
         near = max(processes, round(cfg.global_batch / processes) * processes)

@@ -8,7 +8,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from latentdiff.app.preflight import kind_of
-from latentdiff.app.run_dir import say
+from latentdiff.app.processes import say
 from latentdiff.checkpoint import store
 from latentdiff.config.errors import InputError
 from latentdiff.config.instantiate import build, load_config
@@ -23,15 +23,25 @@ ARCHITECTURE = (
     "conditioner",
     "latent",
     "task.power_ema",
+    "reconstruction.learn_logvar",
+    "reconstruction.perceptual._target_",
+    "adversarial.discriminator",
+    "adversarial.lecam._target_",
+    "optim.optimizer._target_",
+    "optim.optimizer.adamw",
+    "adversarial.optimizer._target_",
+    "adversarial.optimizer.adamw",
 )
-"""Parts of the configuration that a resumed run must share with its checkpoint; the law of t and the weighting may
-change, as the optimiser's settings may."""
+"""Parts of the configuration that a resumed run must share with its checkpoint: what has weights or a state, and which
+weights an optimiser moves how (Muon's ``adamw``). The law of t and the weighting may change, as the optimisers'
+settings may."""
 
 ORDER = ("seed", "global_batch", "data.module")
 """Parts that decide which samples a batch holds and what is made of them."""
 
 PLACES = ("num_workers", "max_batches", "val_batch", "max_broken", "damaged", "root", "train", "val", "cache", "name")
-"""Entries of ``data.module`` that do not. Whether the training samples are the same, their fingerprint says."""
+"""Entries of ``data.module``, and what is below them, that do not. Whether the training samples are the same, their
+fingerprint says."""
 
 OF_THIS_RUN = ("run_dir", "resume", "resume_with_changed_data", "paths", "first_stage", "init_backbone")
 """Root keys of which nothing needs to be said when they differ."""
@@ -48,13 +58,13 @@ def check_kind(cfg: DictConfig, checkpoint: Path) -> None:
 
 
 def check_config(cfg: DictConfig, checkpoint: Path) -> None:
-    """Refuses a checkpoint of another architecture, or of another order of the samples unless
+    """Refuses a checkpoint of another architecture or kind of optimiser, or of another order of the samples unless
     ``resume_with_changed_data`` is set, naming each key that differs; says what else has changed."""
     saved = load_config(checkpoint / store.CONFIG)
     if differing := [_shown(*each) for each in _changed(saved, cfg, ARCHITECTURE)]:
         raise InputError(
-            f"'{checkpoint}' cannot be resumed with another architecture; start in a new run_dir, or set back\n  "
-            + "\n  ".join(differing)
+            f"'{checkpoint}' cannot be resumed with another architecture or optimiser; start in a new run_dir, or set "
+            "back\n  " + "\n  ".join(differing)
         )
     _refuse_data(cfg, checkpoint, _changed_order(saved, cfg))
     laws = [OmegaConf.select(each, "task.loss.timesteps") for each in (cfg, saved)]
@@ -66,9 +76,9 @@ def check_config(cfg: DictConfig, checkpoint: Path) -> None:
             say(f"resuming with {key}: {old!r} -> {new!r}")
 
 
-def position(cfg: DictConfig, data: DataModule) -> dict:
-    """What a checkpoint says of the data, beside the number of batches."""
-    return {"fingerprint": data.fingerprint(), "seed": cfg.seed, "global_batch": cfg.global_batch}
+def position(data: DataModule) -> dict:
+    """What a checkpoint says of the data, beside the number of batches and its configuration."""
+    return {"fingerprint": data.fingerprint()}
 
 
 def check_data(cfg: DictConfig, checkpoint: Path, now: dict) -> None:
@@ -120,7 +130,7 @@ def _changed_order(saved: DictConfig, cfg: DictConfig) -> list[str]:
     found: dict[tuple[str, str, str], str] = {}
     for key, old, new in _changed(saved, cfg, ORDER):
         name = key.rpartition(".")[2]
-        if not (key.startswith("data.module.") and name in PLACES):
+        if not (key.startswith("data.module.") and set(key.split(".")[2:]) & set(PLACES)):
             found.setdefault((name, repr(old), repr(new)), _shown(key, old, new))
     return list(found.values())
 

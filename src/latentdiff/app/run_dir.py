@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import itertools
 import os
 import sys
 import time
 import uuid
 from pathlib import Path
 
-from latentdiff.app.processes import is_first, launched
+from latentdiff.app.processes import is_first, launched, warn
 from latentdiff.checkpoint import shelf, store
 from latentdiff.config.errors import InputError
+from latentdiff.config.instantiate import load_config
 from latentdiff.training import slurm
 
 CHILD_RUN_DIR = "LATENTDIFF_RUN_DIR"
 """Tells the processes that Lightning starts for the other devices where rank 0 writes."""
+
+REQUEUED = "SLURM_RESTART_COUNT"
+"""How often SLURM has started this job again; absent the first time."""
 
 
 def prepare(run_dir: str | None, *, outputs: str, name: str) -> Path:
@@ -23,24 +29,20 @@ def prepare(run_dir: str | None, *, outputs: str, name: str) -> Path:
     a folder named by the job and the command line, which the job finds again when it was requeued."""
     if not is_first() and CHILD_RUN_DIR in os.environ:
         return Path(os.environ[CHILD_RUN_DIR])
-    path = Path(run_dir) if run_dir else _of_slurm_job(Path(outputs) / name) or _fresh(Path(outputs) / name)
-    probe = path / f".write-probe-{uuid.uuid4().hex[:8]}"
+    parent = Path(outputs) / name
+    path = Path(run_dir) if run_dir else _of_slurm_job(parent)
     try:
+        path = path or _fresh(parent)
         path.mkdir(parents=True, exist_ok=True)
+        probe = path / f".write-probe-{uuid.uuid4().hex[:8]}"
         probe.write_text("")
         probe.unlink()
     except OSError as error:
         raise InputError(
-            f"run_dir: '{path}' cannot be written ({error.strerror}); give another with run_dir=DIR"
+            f"run_dir: '{path or parent}' cannot be written ({error.strerror}); give another with run_dir=DIR"
         ) from error
     os.environ[CHILD_RUN_DIR] = str(path)
     return path
-
-
-def say(line: str) -> None:
-    """On standard error, of the first process alone."""
-    if is_first():
-        print(line, file=sys.stderr, flush=True)
 
 
 def _of_slurm_job(parent: Path) -> Path | None:
@@ -50,17 +52,18 @@ def _of_slurm_job(parent: Path) -> Path | None:
 
 
 def _fresh(parent: Path) -> Path:
-    """A date-time folder that does not exist yet: jobs of one sweep start within a second."""
+    """A date-time folder, made here: jobs of one sweep start within a second."""
     stamp = time.strftime("%Y-%m-%d_%H-%M-%S")
     if (launched() or 1) > 1:
         raise InputError(
             "run_dir: each process that the launcher started would make a folder of its own; give run_dir=DIR, on a "
             "file system that all nodes share"
         )
-    path, count = parent / stamp, 1
-    while path.exists():
-        count += 1
-        path = parent / f"{stamp}_{count}"
+    for count in itertools.count(1):
+        path = parent / (stamp if count == 1 else f"{stamp}_{count}")
+        with contextlib.suppress(FileExistsError):
+            path.mkdir(parents=True)
+            break
     return path
 
 
@@ -68,11 +71,20 @@ def resume_from(run_dir: Path, resume: str) -> Path | None:
     """The checkpoint to go on from, verified: ``auto`` (the newest whole one of the run, if it has any), ``never``,
     ``last`` (the newest whole one, without ``best``), ``best``, or a path.
 
-    Raises InputError where there are checkpoints and none is whole, and where the one that is named is damaged.
+    A run that ``best`` or a path began goes on with its own newest one when they are given again, one that ``never``
+    began when SLURM has queued its job again. Raises InputError where there are checkpoints and none is whole, where
+    the one that is named is damaged, and where the run has others that training from it would overwrite.
     """
     own = run_dir / "checkpoints"
     if resume == "auto":
         return _newest(own, shelf.standing(own))
+    if resume == "last":
+        return _newest(own, shelf.standing(own, best=False)) or store.resolve(own / store.LAST)
+    newest = None
+    if shelf.standing(own) and (resume != "never" or os.environ.get(REQUEUED, "0") != "0"):
+        newest = _newest(own, shelf.standing(own))
+        if load_config(newest / store.CONFIG).get("resume") == resume:
+            return newest
     if resume == "never":
         if shelf.standing(own):
             raise InputError(
@@ -80,9 +92,23 @@ def resume_from(run_dir: Path, resume: str) -> Path | None:
                 "give another run_dir, or resume=auto to go on"
             )
         return None
-    if resume == "last":
-        return _newest(own, shelf.standing(own, best=False)) or store.resolve(own / store.LAST)
-    return _named(store.resolve(own / resume if resume == store.BEST else resume, prefer=(store.LAST, store.BEST)))
+    named = _named(store.resolve(own / resume if resume == store.BEST else resume, prefer=(store.LAST, store.BEST)))
+    if newest is not None and not _is_as_new(named, newest):
+        raise InputError(
+            f"resume: '{run_dir}' holds '{newest.name}' of batch {_batches(newest)}, which training from '{named}' "
+            f"(batch {_batches(named)}) would overwrite; go on from there with resume=auto, or start from {named.name} "
+            f"in another run_dir: resume={named} run_dir=DIR"
+        )
+    return named
+
+
+def _is_as_new(named: Path, newest: Path) -> bool:
+    """Whether it is the run's newest, or another of the run of the same batches: ``best``."""
+    return named.parent.resolve() == newest.parent.resolve() and _batches(named) == _batches(newest)
+
+
+def _batches(path: Path) -> int:
+    return store.read_manifest(path).counters["batches_seen"]
 
 
 def _newest(folder: Path, found: list[Path]) -> Path | None:
@@ -94,7 +120,7 @@ def _newest(folder: Path, found: list[Path]) -> Path | None:
             "left of it; copy one back, or give another run_dir\n  " + "\n  ".join(faults)
         )
     for fault in faults:
-        say(f"warning: passed over: {fault}")
+        warn(f"passed over: {fault}")
     return path
 
 

@@ -11,15 +11,14 @@ from latentdiff.data.making.columns import Columns
 from latentdiff.data.making.folder import FolderSource
 from latentdiff.data.making.huggingface import HuggingFaceSource
 from latentdiff.data.making.parquet import parquet_source
-from latentdiff.data.making.source import Source
-from latentdiff.data.making.table import TableSource, read_csv, read_jsonl
+from latentdiff.data.making.source import ImageSource
+from latentdiff.data.making.table import TableSource, read_csv, read_jsonl, read_tsv
 
 _HUB = "hf:"
-_DEFAULT_SPLIT = "train"
 _OF_TABLES = ("--image-column", "--caption-column", "--label-column")
 
 
-def open_source(arguments: argparse.Namespace) -> Source:
+def open_source(arguments: argparse.Namespace) -> ImageSource:
     """Raises InputError for a source of no known kind, and for options that do not go with its kind."""
     source = Path(arguments.source)
     columns = Columns(arguments.image_column, arguments.caption_column, arguments.label_column)
@@ -45,7 +44,7 @@ def open_source(arguments: argparse.Namespace) -> Source:
     return _table(source, columns, Path(arguments.images) if arguments.images else source.parent)
 
 
-def _table(file: Path, columns: Columns, folder: Path) -> Source:
+def _table(file: Path, columns: Columns, folder: Path) -> ImageSource:
     if not file.is_file():
         raise InputError(f"{file} is not a file; expected a table: .csv, .tsv, .jsonl or .parquet")
     if not folder.is_dir():
@@ -53,15 +52,15 @@ def _table(file: Path, columns: Columns, folder: Path) -> Source:
     suffix = file.suffix.lower()
     if suffix == ".parquet":
         return parquet_source(file, columns, folder)
-    readers = {".csv": read_csv, ".tsv": lambda path: read_csv(path, "\t"), ".jsonl": read_jsonl}
+    readers = {".csv": read_csv, ".tsv": read_tsv, ".jsonl": read_jsonl}
     if suffix not in readers:
         raise InputError(f"{file} is of no known kind; expected .csv, .tsv, .jsonl, .parquet, or .json of COCO")
     return TableSource(file, readers[suffix](file), columns, folder)
 
 
-def _name_and_split(text: str) -> tuple[str, str]:
+def _name_and_split(text: str) -> tuple[str, str | None]:
     if Path(text).is_dir() or ":" not in text:
-        return text, _DEFAULT_SPLIT
+        return text, None
     name, _, split = text.rpartition(":")
     return name, split
 

@@ -32,7 +32,10 @@ def add(verbs: argparse._SubParsersAction) -> None:
     _add_urls(index)
     _add_processes(index)
     index.set_defaults(run=_index)
-    verify = kinds.add_parser("verify", help="hold every byte against the index; exit code 2 where a shard is damaged")
+    verify = kinds.add_parser(
+        "verify",
+        help="hold every byte against the index (remote shards are fetched); exit code 2 where a shard is damaged",
+    )
     _add_urls(verify)
     verify.set_defaults(run=_verify)
     stats = kinds.add_parser("stats", help="sizes, captions and classes as tables, and a contact sheet")
@@ -47,7 +50,13 @@ def _add_urls(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_processes(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--processes", type=int, metavar="N", help="default: all cores")
+    parser.add_argument("--processes", type=_at_least_one, metavar="N", help="default: all cores")
+
+
+def _at_least_one(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a number of at least 1, got {text}")
+    return int(text)
 
 
 def _add_make(kinds: argparse._SubParsersAction) -> None:
@@ -130,11 +139,13 @@ def _make(arguments: argparse.Namespace) -> None:
 
 
 def _list(notes: Sequence[Mapping[str, str]]) -> None:
+    from latentdiff.data.shard_table import printable
+
     for what in dict.fromkeys(note["what"] for note in notes):
         of_kind = [note for note in notes if note["what"] == what]
         print(f"{len(of_kind)} {what}:", file=sys.stderr)
         for note in of_kind[:_NAMED]:
-            print(f"  {note['name']}: {note['why']}", file=sys.stderr)
+            print(printable(f"  {note['name']}: {note['why']}"), file=sys.stderr)
         if len(of_kind) > _NAMED:
             print(f"  and {len(of_kind) - _NAMED} more", file=sys.stderr)
 
@@ -158,22 +169,27 @@ def _verify(arguments: argparse.Namespace) -> None:
 
     try:
         with _bar("verifying, bytes", None) as advance:
-            shards = verify_shards(arguments.urls, progress=advance)
+            shards = verify_shards(arguments.urls, fetch=True, progress=advance)
     except DamagedShardsError as error:
         Console().print(_damage_table(error.damaged))
         raise InputError(f"damaged shards: {len(error.damaged)}; fetch or make them again") from error
     unindexed = [path for path, indexed in zip(shards.table.paths, shards.table.indexed) if not indexed]
     if unindexed:
-        raise InputError(f"{len(unindexed)} shards have no index, first {unindexed[0]}; run 'latentdiff shards index'")
+        raise InputError(
+            f"{len(unindexed)} shards have no index, first {unindexed[0]}: only their headers were checked; run "
+            f"'latentdiff shards index {os.path.dirname(unindexed[0])}'"
+        )
     print(f"{len(shards)} samples in {len(shards.table.paths)} shards: as the index says")
 
 
 def _damage_table(damaged: Sequence[ShardDamage]) -> Table:
+    from latentdiff.data.shard_names import is_remote
+
     table = Table("damaged shard", "", "expected", "got")
     for damage in damaged:
-        found = "missing" if damage.bytes is None else str(damage.bytes)
+        found = ("cannot be fetched" if is_remote(damage.path) else "missing") if damage.bytes is None else damage.bytes
         name = os.path.join(*Path(damage.path).parts[-2:])
-        table.add_row(name, "bytes", str(damage.expected.bytes), found)
+        table.add_row(name, "bytes", str(damage.expected.bytes), str(found))
         if damage.sha256 is not None:
             table.add_row("", "sha256", f"{damage.expected.sha256[:16]}...", f"{damage.sha256[:16]}...")
         table.add_row("", "whole samples", str(damage.expected.samples), str(damage.samples), end_section=True)

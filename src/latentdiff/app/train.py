@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import warnings
 from pathlib import Path
@@ -16,7 +17,9 @@ from latentdiff.app import cached_run, preflight, resume_check
 from latentdiff.app import first_stage as stage_one
 from latentdiff.app import run_dir as runs
 from latentdiff.app.condition_check import check_conditioner
-from latentdiff.app.processes import is_first
+from latentdiff.app.processes import FIRST_STAGE, say
+from latentdiff.app.rank_faults import RankFaults
+from latentdiff.app.run_lock import alone_in
 from latentdiff.checkpoint import store
 from latentdiff.checkpoint.foreign.backbones import load_backbone_weights
 from latentdiff.checkpoint.models import first_stage_record, load_codec
@@ -36,6 +39,11 @@ def run(cfg: DictConfig) -> None:
     cache = cached_run.opened(cfg)
     where = runs.prepare(cfg.run_dir, outputs=cfg.paths.outputs, name=cfg.experiment)
     cfg.run_dir = str(where)
+    with alone_in(where, wait=FIRST_STAGE in os.environ):
+        _run(cfg, where, cache)
+
+
+def _run(cfg: DictConfig, where: Path, cache: cached_run.Cache | None) -> None:
     checkpoint = runs.resume_from(where, cfg.resume)
     if checkpoint is not None:
         resume_check.check_kind(cfg, checkpoint)
@@ -56,13 +64,13 @@ def run(cfg: DictConfig) -> None:
     data = build(cfg.data.module)
     data.prepare_data()
     data.setup()
-    files.data = resume_check.position(cfg, data)
+    files.data = resume_check.position(data)
     if preflight.kind_of(cfg) == "diffusion":
         check_conditioner(cfg, data.preview(2), build if cache is None else cache.conditioner)
     if checkpoint is not None:
         resume_check.check_data(cfg, checkpoint, files.data)
-    if checkpoint is not None and not _continues(data, checkpoint, cfg.max_batches, trainer):
-        return
+        if not _continues(data, checkpoint, cfg.max_batches, trainer):
+            return
     parts = {}
     if first is not None:
         path = first.locate(data.fingerprint())
@@ -74,12 +82,21 @@ def run(cfg: DictConfig) -> None:
         module.start_from(lambda backbone: load_backbone_weights(backbone, cfg.init_backbone))
     if trainer.is_global_zero:
         make.save_config(text, where)
-        print(f"run directory: {where}", flush=True)
+    say(f"run directory: {where}")
+    _fit(trainer, module, data, cfg, checkpoint)
+
+
+def _fit(
+    trainer: pl.Trainer, module: pl.LightningModule, data: DataModule, cfg: DictConfig, checkpoint: Path | None
+) -> None:
+    """Trains to the end; leaves with the exit code that says why where it was told to stop before."""
+    trainer.callbacks.append(RankFaults())
     try:
         trainer.fit(module, datamodule=data, ckpt_path=None if checkpoint is None else str(checkpoint))
     except Stopped as stopped:
-        if trainer.is_global_zero:
-            print(f"{stopped}; the same command with run_dir={where} goes on from there", flush=True)
+        again = "" if cfg.resume != "never" else " and resume=auto"
+        advice = f"; the same command with run_dir={cfg.run_dir}{again} goes on from there"
+        say(str(stopped) + ("" if FIRST_STAGE in os.environ else advice))
         # Where another process of the run leaves with an error, launchers kill the rest: rank 0 speaks for all.
         sys.exit(stopped.code if trainer.is_global_zero else 0)
     finally:
@@ -98,17 +115,12 @@ def _continues(data: DataModule, checkpoint: Path, max_batches: int, trainer: pl
     manifest = store.read_manifest(checkpoint)
     data.start_batch = seen = manifest.counters["batches_seen"]
     if seen > max_batches or (seen == max_batches and (was_validated(manifest.extra) or not trainer.limit_val_batches)):
-        _say(f"already at {seen} of {max_batches} batches: nothing to do")
+        say(f"already at {seen} of {max_batches} batches: nothing to do")
         return False
     if seen == max_batches:
         data.max_batches = seen + 1  # Lightning wants a batch at hand; ValidateLast stops before it
-    _say(f"resuming from {checkpoint} at batch {seen}" + (": its validation is missing" if seen == max_batches else ""))
+    say(f"resuming from {checkpoint} at batch {seen}" + (": its validation is missing" if seen == max_batches else ""))
     return True
-
-
-def _say(text: str) -> None:
-    if is_first():
-        print(text, flush=True)
 
 
 def _quiet() -> None:

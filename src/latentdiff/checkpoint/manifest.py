@@ -32,7 +32,7 @@ class Manifest:
     """{"channels": int, "factor": int}."""
     versions: dict[str, str] = field(default_factory=dict)
     data: dict | None = None
-    """Position in the data, of a run that can be resumed: {"fingerprint", "seed", "global_batch", "batches_seen"}."""
+    """What a run that can be resumed was trained on: {"fingerprint": of the training samples}."""
     saved_at: float = 0.0
     """Seconds since 1970."""
     extra: dict = field(default_factory=dict)
@@ -87,17 +87,14 @@ def _parse(file: Path) -> Manifest:
         raise InputError(
             f"'{file}' is not readable JSON ({error}); the checkpoint is damaged, use another one"
         ) from error
-    if not isinstance(raw, dict) or raw.get("format") not in (1, FORMAT):
+    if not isinstance(raw, dict) or raw.get("format") != FORMAT:
         found = raw.get("format") if isinstance(raw, dict) else type(raw).__name__
-        raise InputError(f"'{file}' has format {found}, this version of latentdiff reads formats 1 and {FORMAT}")
-    expected = {f.name for f in fields(Manifest)} | {"sha256"}
-    if raw["format"] == 1:
-        expected -= {"data", "saved_at", "sha256"}
-    if names := expected ^ set(raw):
+        raise InputError(f"'{file}' has format {found}, this version of latentdiff reads format {FORMAT}")
+    if names := {"sha256", *(f.name for f in fields(Manifest))} ^ set(raw):
         raise InputError(
             f"'{file}' has missing or unknown entries: {', '.join(sorted(names))}; the checkpoint is damaged"
         )
     manifest = Manifest(**{name: value for name, value in raw.items() if name != "sha256"})
-    if "sha256" in expected and manifest.text != text:
+    if manifest.text != text:
         raise InputError(f"'{file}' is not as it was written (its own sha256 differs); the checkpoint is damaged")
     return manifest

@@ -62,8 +62,10 @@ def keep_as(path: Path, batches_seen: int) -> Path | None:
 
 def prune(folder: Path, keep: int) -> None:
     """Removes all but ``keep`` checkpoints, ``last`` among them, beside ``best``; first those of batches that ``last``
-    has not seen."""
-    now = store.kept_name(store.read_manifest(folder / LAST).counters["batches_seen"])
+    has not seen. None where ``last`` cannot be read."""
+    if (last := _manifest(folder / LAST)) is None:
+        return
+    now = store.kept_name(last.counters["batches_seen"])
     older = [path for path in store.kept(folder) if path.name < now]
     for path in set(store.kept(folder)) - set(older[: keep - 1]):
         durable.remove(path)

@@ -165,6 +165,15 @@ def write_tensors(tensors: dict[str, Tensor], file: Path) -> None:
         raise OSError(str(error)) from error
 
 
+def write_values(values: dict, file: Path) -> None:
+    """A file for ``torch.load(file, weights_only=True)``: plain values and tensors. Raises OSError when the disk
+    refuses."""
+    try:
+        torch.save(values, file)
+    except RuntimeError as error:  # so torch reports a write that failed
+        raise OSError(str(error)) from error
+
+
 def _check_written(folder: Path) -> None:
     """Reads again what was written; raises OSError where the disk holds something else."""
     try:
@@ -185,10 +194,7 @@ def _write_files(
     if ema is not None:
         write_tensors(_storable(ema), folder / WEIGHTS["ema"])
     if train_state is not None:
-        try:
-            torch.save(train_state, folder / TRAIN_STATE)
-        except RuntimeError as error:  # so torch reports a write that failed
-            raise OSError(str(error)) from error
+        write_values(train_state, folder / TRAIN_STATE)
     (folder / CONFIG).write_text(config, encoding="utf-8")
     return {f.name: {"size": f.stat().st_size, "sha256": durable.sha256(f)} for f in sorted(folder.iterdir())}
 

@@ -50,28 +50,29 @@ def checked_sizes(buckets: Sequence[Sequence[int]] | AspectBuckets) -> list[tupl
     return pairs
 
 
-def assign(images: np.ndarray, sizes: Sizes, least: int) -> np.ndarray:
+def assign(images: np.ndarray, sizes: Sizes, least: int, usable: np.ndarray | None = None) -> np.ndarray:
     """uint16 (samples,): the bucket of each image (height, width; int (samples, 2)), that of the nearest aspect ratio.
 
     A bucket of fewer than ``least`` images would never fill a batch. Such buckets are closed, the emptiest first, and
-    their images go to the nearest of the others. Images of unknown size (0) count as squares. Raises InputError where
-    there are fewer than ``least`` images in all.
+    their images go to the nearest of the others. Images of unknown size (0) count as squares. Of ``usable``, bool
+    (samples,), only the true ones count; None: all. Raises InputError where fewer than ``least`` count in all.
     """
-    if len(images) < least:
-        raise InputError(f"data.buckets: {len(images)} samples are fewer than one batch; lower global_batch")
+    usable = np.ones(len(images), dtype=bool) if usable is None else usable
+    if usable.sum() < least:
+        raise InputError(f"data.buckets: {usable.sum()} usable samples are fewer than one batch; lower global_batch")
     known = (images > 0).all(axis=1)
     aspect = np.where(known, np.log(np.maximum(images[:, 0], 1) / np.maximum(images[:, 1], 1)), 0.0)
     kept = np.argsort([height / width for height, width in sizes])
     while True:
         centres = np.log([sizes[bucket][0] / sizes[bucket][1] for bucket in kept])
         bucket_of = kept[np.searchsorted((centres[1:] + centres[:-1]) / 2, aspect)].astype(np.uint16)
-        counts = np.bincount(bucket_of, minlength=len(sizes))
+        counts = np.bincount(bucket_of[usable], minlength=len(sizes))
         emptiest = kept[np.argmin(counts[kept])]
         if counts[emptiest] >= least:
             return bucket_of
         if counts[emptiest]:
-            size = "{}x{}".format(*sizes[emptiest])
-            _log.warning("bucket %s has %d samples, fewer than a batch: others take them", size, counts[emptiest])
+            size, count = "{}x{}".format(*sizes[emptiest]), counts[emptiest]
+            _log.warning("bucket %s has %d usable samples, fewer than a batch: others take them", size, count)
         kept = kept[kept != emptiest]
 
 

@@ -21,10 +21,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import default_collate
 
+from latentdiff import durable
 from latentdiff.config.errors import InputError
 from latentdiff.data.decode import BrokenSampleError
 from latentdiff.data.image_reader import choose_caption, is_mirrored
-from latentdiff.data.index import INDEX_NAME, put_file
+from latentdiff.data.index import INDEX_NAME
 from latentdiff.data.labels import Labels
 from latentdiff.data.mixing import Mixture
 from latentdiff.data.preparation import verify_once
@@ -73,7 +74,7 @@ class CacheManifest:
 
     def save(self, folder: Path) -> None:
         content = {"version": _VERSION, **asdict(self)}
-        put_file(str(folder / MANIFEST), (json.dumps(content, indent=1) + "\n").encode())
+        durable.put_file(folder / MANIFEST, (json.dumps(content, indent=1) + "\n").encode())
 
 
 def read_manifest(folder: str | Path) -> CacheManifest:
@@ -120,9 +121,6 @@ class CachedSource:
 
     def mixture(self, train: ShardSet) -> Mixture | None:
         return None
-
-    def fingerprint(self) -> str:
-        return self.open()[0].fingerprint()
 
 
 class CachedReaders:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
 from latentdiff.config.errors import InputError
 from latentdiff.data.decode import BrokenSampleError
+from latentdiff.data.fetching import RefusedError
 from latentdiff.data.index import ShardInfo
 from latentdiff.data.shard_files import ShardFiles, sha256_of
 from latentdiff.data.shard_table import ShardTable
@@ -22,7 +24,7 @@ class ShardDamage:
     path: str
     expected: ShardInfo
     bytes: int | None
-    """None where it is missing."""
+    """None where it is missing, or cannot be fetched as its index describes it."""
     sha256: str | None
     """None where it was not computed: the bytes tell already."""
     lost: np.ndarray
@@ -82,6 +84,18 @@ def damage_by_sha256(
     if verified is not None:
         verified.add(path, expected.sha256)
     return None
+
+
+def damage_by_fetching(
+    table: ShardTable, shard: int, expected: ShardInfo, open_shard: Callable[[str], int]
+) -> ShardDamage | None:
+    """A remote shard that cannot be fetched whole, or whose copy on this machine has another sha256."""
+    path, every = table.paths[shard], np.ones(expected.samples, dtype=bool)
+    try:
+        found = sha256_of(open_shard(path))
+    except RefusedError:
+        return ShardDamage(path, expected, None, None, every)
+    return None if found == expected.sha256 else ShardDamage(path, expected, expected.bytes, found, every)
 
 
 def lost_samples(table: ShardTable, shard: int) -> np.ndarray:

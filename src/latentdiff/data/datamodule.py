@@ -20,16 +20,18 @@ from latentdiff.data.image_reader import ImageReader
 from latentdiff.data.labels import Labels
 from latentdiff.data.plan import SHUFFLE, SequentialPlan
 from latentdiff.data.resampled import ResampledDataset, ResampledShards
-from latentdiff.data.sample import check_captions, check_labels
+from latentdiff.data.sample import check_captions, check_labels, within_reach
 from latentdiff.data.shard_set import ShardSet
 from latentdiff.data.sources import Source
-from latentdiff.data.stream import BatchLoader, ReadCounts, Reader, Readers, ShardDataset
+from latentdiff.data.stream import BatchLoader, ReadCounts, Reader, Readers, ShardDataset, check_share
 from latentdiff.data.training_plan import training_plan
 from latentdiff.data.transforms import CoverCrop, Crops
 from latentdiff.data.worker import available_cores
 from latentdiff.types import Batch
 
 _log = logging.getLogger(__name__)
+_STATISTICS_SHARDS = 8
+"""Remote shards that latent statistics are taken from: each has to be fetched whole."""
 
 
 class DataModule(pl.LightningDataModule):
@@ -99,7 +101,7 @@ class DataModule(pl.LightningDataModule):
         self.conditions = conditions
         self.max_pixels = max_pixels
         self.background = background
-        self.max_broken = _share("max_broken", max_broken)
+        self.max_broken = check_share(max_broken)
         self.shuffle = shuffle
         self.buckets = None if buckets is None else checked_sizes(buckets)
         self.resampled = resampled
@@ -122,10 +124,11 @@ class DataModule(pl.LightningDataModule):
             return
         if self.resampled is not None or self.readers is not None or self.source.mixture(shards) is not None:
             raise InputError("data.buckets cannot be used with data.weights, resampled shards or cached latents")
-        self._bucket_of = assign(known_sizes(shards, "data.buckets"), self.buckets, self.global_batch)
+        usable = ~shards.broken()
+        sizes = known_sizes(shards, "data.buckets")
+        self._bucket_of = assign(sizes, self.buckets, self.global_batch, usable=usable)
         for bucket in np.unique(self._bucket_of):
-            members = np.flatnonzero((self._bucket_of == bucket) & ~shards.broken())
-            if len(members):
+            if len(members := np.flatnonzero((self._bucket_of == bucket) & usable)):
                 self._try(shards.select(members), CoverCrop(size=self.buckets[bucket]))
 
     @property
@@ -184,7 +187,8 @@ class DataModule(pl.LightningDataModule):
     def statistics_batches(self, count: int) -> Iterator[Batch]:
         """This rank's share of ``count`` training samples spread over the set, without augmentation or conditions."""
         rank, ranks = self._rank_and_ranks()
-        usable = np.flatnonzero(~self.train_set.broken())
+        near = within_reach(self.train_set, remote=_STATISTICS_SHARDS)
+        usable = near[~self.train_set.broken()[near]]
         count = min(count, len(usable))
         chosen = self.train_set.select(usable[np.linspace(0, len(usable) - 1, count).astype(np.int64)])
         plan = SequentialPlan(count, max(min(count, self.val_batch), ranks), ranks)
@@ -293,9 +297,3 @@ class DataModule(pl.LightningDataModule):
         if distributed.is_available() and distributed.is_initialized():
             return distributed.get_rank(), distributed.get_world_size()
         return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
-
-
-def _share(name: str, value: float) -> float:
-    if not 0 <= value <= 1:
-        raise InputError(f"data.module.{name}: expected a share from 0 to 1, got {value}")
-    return value

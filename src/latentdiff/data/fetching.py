@@ -69,7 +69,10 @@ class Fetcher:
                 ) from error
             except Exception as error:  # every protocol raises errors of its own
                 if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-                    raise InputError(f"no space left for {path}; free some, or lower or move data.cache") from error
+                    raise InputError(
+                        f"no space left for {path}; free some, or lower or move data.cache (shards that are drawn with "
+                        "replacement go to the temporary folder: move it by TMPDIR)"
+                    ) from error
                 if _is_final(error):
                     raise RefusedError(f"cannot be fetched: {_said(error)}") from error
                 if attempt == self.retries:

@@ -9,11 +9,8 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import multiprocessing
 import os
 import re
-import sys
-import uuid
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -22,7 +19,9 @@ from pathlib import Path
 
 import numpy as np
 
+from latentdiff import durable
 from latentdiff.config.errors import InputError
+from latentdiff.data.parallel import mapped
 from latentdiff.data.shard_contents import scan_contents
 from latentdiff.data.shard_files import sha256_of
 from latentdiff.data.shard_names import expand_urls, is_remote
@@ -84,11 +83,15 @@ def index_shards(
     One pass over the bytes, by ``processes`` (default: all cores). ``progress`` is called with the numbers of shards
     done and in all. Other files beside the shards, like img2dataset's .parquet and .json, are left alone.
 
-    Raises InputError that names every damaged shard, no index is written then, and where a folder cannot be written to.
+    Raises InputError that names every damaged shard, no index is written then, where a folder has further shards, which
+    its index would not list, and where it cannot be written to.
     """
+    if processes is not None and processes < 1:
+        raise InputError(f"expected at least 1 process, got {processes}")
     paths = expand_urls(urls)
     if remote := next(filter(is_remote, paths), None):
         raise InputError(f"{remote} cannot be indexed from here; index the shards where they lie and upload the index")
+    _check_whole(paths)
     tables: list[ShardTable] = []
     faults: list[str] = []
     for done, result in enumerate(_mapped(scan_contents, paths, processes), start=1):
@@ -115,6 +118,16 @@ def index_shards(
     return summary
 
 
+def _check_whole(paths: Sequence[str]) -> None:
+    for folder in dict.fromkeys(map(os.path.dirname, paths)):
+        if others := sorted(set(expand_urls(folder)) - set(paths)):
+            more = f" (and {len(others) - 1} more)" if len(others) > 1 else ""
+            raise InputError(
+                f"the index of {folder} is one for all its shards, and {others[0]}{more} would not be in it; "
+                f"{_remake(folder)}"
+            )
+
+
 def write_index(folder: Path, infos: Sequence[ShardInfo]) -> None:
     """The index of freshly written shards. Raises InputError where one holds other bytes than its info says."""
     found = index_shards([folder / info.name for info in infos]).shards
@@ -126,13 +139,7 @@ def _mapped(
     function: Callable[[str], ShardTable | str], paths: list[str], processes: int | None
 ) -> Iterator[ShardTable | str]:
     processes = min(available_cores() if processes is None else processes, len(paths))
-    if processes == 1 or sum(map(_bytes, paths)) <= _ONE_PROCESS:
-        yield from map(function, paths)
-        return
-    # forking spares the children the import of the main program; they only read
-    context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
-    with context.Pool(processes) as pool:
-        yield from pool.imap(function, paths)
+    return mapped(function, paths, 1 if sum(map(_bytes, paths)) <= _ONE_PROCESS else processes)
 
 
 def _bytes(path: str) -> int:
@@ -159,23 +166,9 @@ def _write(folder: str, tables: list[ShardTable]) -> list[ShardInfo]:
         "table": {"name": TABLE_NAME, "sha256": hashlib.sha256(file.getbuffer()).hexdigest()},
         "shards": [asdict(info) for info in infos],
     }
-    put_file(os.path.join(folder, TABLE_NAME), file.getbuffer())
-    put_file(os.path.join(folder, INDEX_NAME), json.dumps(content, indent=1).encode())
+    durable.put_file(os.path.join(folder, TABLE_NAME), file.getbuffer())
+    durable.put_file(os.path.join(folder, INDEX_NAME), json.dumps(content, indent=1).encode())
     return infos
-
-
-def put_file(path: str, content: bytes | memoryview) -> None:
-    """Writes the file beside its place and moves it in when it is on disk."""
-    staged = os.path.join(os.path.dirname(path), f".{os.path.basename(path)}.{uuid.uuid4().hex[:8]}.tmp")
-    try:
-        with open(staged, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(staged, path)
-    finally:
-        if os.path.exists(staged):
-            os.remove(staged)
 
 
 def read_index(folder: str | Path) -> Index | None:
@@ -219,7 +212,7 @@ def parse_index(content: bytes, folder: str) -> tuple[list[ShardInfo], str]:
 
 def _well_formed(info: ShardInfo) -> bool:
     counts = all(isinstance(count, int) and count > 0 for count in (info.samples, info.bytes))
-    return counts and _is_sha256(info.sha256) and bool(re.fullmatch(r"[^/\\\0]+\.tar", info.name))
+    return counts and _is_sha256(info.sha256) and bool(re.fullmatch(r"[^/\\\x00-\x1f\x7f]+\.tar", info.name))
 
 
 def _is_sha256(value: object) -> bool:

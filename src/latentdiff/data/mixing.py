@@ -23,13 +23,19 @@ class Mixture:
     """int (samples,)."""
     weights: Sequence[float]
     """Per source; they need not sum to 1."""
+    usable: np.ndarray | None = None
+    """bool (samples,): those not known to be lost; None: all."""
 
     def __post_init__(self) -> None:
         if not all(0 < weight < float("inf") for weight in self.weights):
             raise InputError(f"data.weights: expected numbers above 0, got {list(self.weights)}")
-        empty = np.flatnonzero(np.bincount(self.source_of, minlength=len(self.weights)) == 0)
+        counted = self.source_of if self.usable is None else self.source_of[self.usable]
+        empty = np.flatnonzero(np.bincount(counted, minlength=len(self.weights)) == 0)
         if len(empty):
-            raise InputError(f"entry {empty[0]} of data.train has no samples left; remove it and its weight")
+            raise InputError(
+                f"entry {empty[0] + 1} of the {len(self.weights)} of data.train has no usable samples left; "
+                "remove it and its weight"
+            )
 
 
 class MixedPlan:

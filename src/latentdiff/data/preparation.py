@@ -1,4 +1,4 @@
-"""Shards read through once before training, with a progress bar where it takes long."""
+"""Shards read through once per machine before training, with a progress bar where it takes long."""
 
 from __future__ import annotations
 
@@ -18,8 +18,10 @@ _PATIENCE = 2.0
 
 
 def verify_once(urls: str | Sequence[str], cache: ShardCache | None = None) -> None:
-    """``verify_shards`` for sets of at most 20 GiB; what was found whole before and is unchanged is not read again."""
-    verified = Verified()
+    """``verify_shards`` for sets of at most 20 GiB; what was found whole before and is unchanged is not read again.
+
+    Of several processes one reads, the others wait and find it remembered.
+    """
     columns = (TextColumn("verifying the shards"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
     bar, start = Progress(*columns, transient=True), time.monotonic()
     task = bar.add_task("")
@@ -29,9 +31,9 @@ def verify_once(urls: str | Sequence[str], cache: ShardCache | None = None) -> N
             bar.start()
             bar.update(task, completed=done, total=total)
 
-    try:
-        verify_shards(urls, cache=cache, verified=verified, most_bytes=MOST_VERIFIED, progress=show)
-    finally:
-        if bar.live.is_started:
-            bar.stop()
-        verified.save()
+    with Verified.alone() as verified:
+        try:
+            verify_shards(urls, cache=cache, verified=verified, most_bytes=MOST_VERIFIED, progress=show)
+        finally:
+            if bar.live.is_started:
+                bar.stop()

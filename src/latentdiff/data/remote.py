@@ -6,19 +6,22 @@ import fcntl
 import hashlib
 import logging
 import os
+import re
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 from latentdiff.config.errors import InputError
 from latentdiff.data.fetching import Fetcher, RefusedError
 from latentdiff.data.index import INDEX_NAME, TABLE_NAME, Index, ShardInfo, load_index, parse_index
 from latentdiff.data.shard_files import open_local, sha256_of
-from latentdiff.data.verified import user_cache
+from latentdiff.data.verified import locked, user_cache
 
 _log = logging.getLogger(__name__)
 _PART = ".part"
+_OURS = re.compile(r"[0-9a-f]{64}(?:\.(\d+)\.part)?")
+"""Names of shards, and of those being fetched with the bytes they claim; nothing else in the folder is touched."""
 _POLL = 0.2
 """Seconds between looks for room."""
 
@@ -26,9 +29,10 @@ _POLL = 0.2
 class ShardCache:
     """Copies of remote shards in ``folder`` (default: ``shards`` in the user's cache), named by their sha256.
 
-    The least recently opened are deleted where more than ``max_bytes`` would lie there. A deleted shard that a process
-    is reading keeps its space until that process opens another one. Any number of processes of one machine may share
-    the folder: one fetches a shard, the others wait for it. Failures are met as ``Fetcher`` says.
+    The least recently opened are deleted where more than ``max_bytes`` of them would lie there; other files in the
+    folder neither count nor are they touched. A deleted shard that a process is reading keeps its space until that
+    process opens another one. Any number of processes of one machine may share the folder: one fetches a shard, the
+    others wait for it. Failures are met as ``Fetcher`` says.
     """
 
     def __init__(
@@ -45,7 +49,7 @@ class ShardCache:
         """
         place = self.folder / "indexes" / hashlib.sha256(url.encode()).hexdigest()[:16]
         self._make(place)
-        with _locked(place / "lock"):
+        with locked(place / "lock"):
             part, table = place / f"fetched{_PART}", place / TABLE_NAME
             try:
                 self._fetcher.fetch(f"{url}/{INDEX_NAME}", part)
@@ -68,7 +72,7 @@ class ShardCache:
             return _opened(path, info.bytes)
         except FileNotFoundError:
             self._make(self.folder / "locks")
-        with _locked(self._lock(info.sha256)):
+        with locked(self._lock(info.sha256)):
             try:
                 return _opened(path, info.bytes)
             except FileNotFoundError:
@@ -76,8 +80,10 @@ class ShardCache:
 
     def _fetched(self, url: str, info: ShardInfo, path: Path) -> int:
         part = path.with_name(f"{info.sha256}.{info.bytes}{_PART}")
-        while not self._room_for(part, info.bytes):
-            time.sleep(_POLL)
+        if not self._room_for(part, info.bytes):
+            _log.warning("%s waits for room: shards that are being fetched fill max_bytes of data.cache", url)
+            while not self._room_for(part, info.bytes):
+                time.sleep(_POLL)
         try:
             self._fetcher.fetch_checked(url, part, info.sha256)
             opened = _opened(part, info.bytes)
@@ -91,7 +97,7 @@ class ShardCache:
         """Claims ``size`` bytes by the name of ``part``; False while shards that are being fetched need the room."""
         if size > self.max_bytes:
             raise InputError(f"data.cache: a shard of {size} bytes exceeds max_bytes={self.max_bytes}; raise it")
-        with _locked(self.folder / "locks" / "room"):
+        with locked(self.folder / "locks" / "room"):
             held = sorted(self._held(part))
             excess = sum(claimed for _, claimed, _ in held) + size - self.max_bytes
             for _, claimed, path in held:
@@ -105,11 +111,11 @@ class ShardCache:
     def _held(self, but: Path) -> Iterator[tuple[float, int, Path]]:
         """(time of last use, bytes claimed, path) of all shards that are here or being fetched."""
         for path in self.folder.iterdir():
+            ours = _OURS.fullmatch(path.name)
             with suppress(FileNotFoundError):  # moved or deleted meanwhile by another process
-                if path != but and path.is_file():
+                if ours and path != but and path.is_file():
                     state = path.stat()
-                    claimed = int(path.name.split(".")[1]) if path.suffix == _PART else state.st_size
-                    yield state.st_mtime, claimed, path
+                    yield state.st_mtime, int(ours[1] or state.st_size), path
 
     def _lock(self, sha256: str) -> Path:
         return self.folder / "locks" / sha256
@@ -151,17 +157,6 @@ def _opened(path: Path, size: int) -> int:
         raise FileNotFoundError(f"{path} does not have its {size} bytes")
     os.utime(opened)
     return opened
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Waits for a lock among the machine's processes; it ends with the block or the process."""
-    handle = os.open(path, os.O_RDWR | os.O_CREAT)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
 
 
 def _is_free(path: Path) -> bool:

@@ -21,13 +21,12 @@ from latentdiff.data.shard_files import ShardFiles, open_local
 from latentdiff.data.shard_names import expand_urls, is_remote
 from latentdiff.data.shard_set import ShardSet
 from latentdiff.data.shard_table import placed, table_of
+from latentdiff.data.stream import LEAST_TRIED, too_many
 from latentdiff.data.tar_scan import scan_tar
 from latentdiff.types import Batch
 
 _log = logging.getLogger(__name__)
 _DAMAGED_IN_A_ROW = 10
-_LEAST_TRIED = 1000
-"""A share of broken samples is that of at least so many."""
 
 
 class ResampledShards:
@@ -133,7 +132,7 @@ class ResampledDataset(Dataset):
             except BrokenSampleError as error:
                 _log.warning("skipped sample %s: %s", shards.where(index), error)
                 broken += 1
-                if broken > max(1, self.max_broken * max(tried, _LEAST_TRIED)):
+                if too_many(broken, max(tried, LEAST_TRIED), self.max_broken):
                     raise InputError(
                         f"{broken} of {tried} samples are broken, more than data.module.max_broken={self.max_broken} "
                         f"allows; the last was {shards.where(index)}: {error}"

@@ -12,7 +12,9 @@ import numpy as np
 from latentdiff.config.errors import InputError
 from latentdiff.data.decode import BrokenSampleError, decode_rgb
 from latentdiff.data.labels import Labels
+from latentdiff.data.shard_names import is_remote
 from latentdiff.data.shard_set import ShardSet
+from latentdiff.data.shard_table import printable
 
 _CHECKED_LABELS = 20_000
 _LONGEST_CAPTION = 8192
@@ -68,7 +70,8 @@ def check_captions(shards: ShardSet) -> None:
 def check_labels(shards: ShardSet, labels: Labels) -> None:
     """InputError where a required label is missing or one is of an unknown class.
 
-    Of the labels themselves all are read, or 20,000 spread evenly over a larger set. Broken ones are left to reading.
+    Of the labels themselves all are read, or 20,000 spread evenly over a larger set; of remote shards those in the
+    first, so that no others are fetched. Broken ones are left to reading.
     """
     if labels.required:
         present = shards.has("cls" if labels.entry is None else "json")
@@ -76,19 +79,30 @@ def check_labels(shards: ShardSet, labels: Labels) -> None:
         check_present(shards, present, f"label ({labels.place})", remedy)
     if labels.count is None and not labels.required:
         return
-    for index in np.unique(np.linspace(0, len(shards) - 1, min(len(shards), _CHECKED_LABELS)).astype(np.int64)):
+    near = within_reach(shards, remote=1)
+    spread = np.unique(np.linspace(0, len(near) - 1, min(len(near), _CHECKED_LABELS)).astype(np.int64))
+    for index in near[spread].tolist():
         try:
-            attributes = parsed_json(shards.read(int(index), "json")) if labels.entry is not None else {}
-            labels.of(shards.read(int(index), "cls"), attributes, shards.where(int(index)))
+            attributes = parsed_json(shards.read(index, "json")) if labels.entry is not None else {}
+            labels.of(shards.read(index, "cls"), attributes, shards.where(index))
         except BrokenSampleError:
             continue
+
+
+def within_reach(shards: ShardSet, *, remote: int) -> np.ndarray:
+    """int64: the samples in local shards, and in ``remote`` of the remote ones, spread evenly from the first on."""
+    shard_of = shards.shard_of()
+    used = np.unique(shard_of)
+    far = np.array([shard for shard in used.tolist() if is_remote(shards.table.paths[shard])], dtype=np.int64)
+    fetched = far[np.linspace(0, len(far), min(remote, len(far)), endpoint=False).astype(np.int64)]
+    return np.flatnonzero(~np.isin(shard_of, np.setdiff1d(far, fetched)))
 
 
 def check_present(shards: ShardSet, present: np.ndarray, what: str, remedy: str) -> None:
     """InputError where ``present``, bool (samples,), is false for any sample."""
     missing = np.flatnonzero(~present)
     if len(missing):
-        first = ", ".join(shards.key(int(i)) for i in missing[:3])
+        first = ", ".join(printable(shards.key(int(i))) for i in missing[:3])
         raise InputError(
             f"{len(missing)} of {len(shards)} samples have no {what}, first {first}; add them, or {remedy}"
         )

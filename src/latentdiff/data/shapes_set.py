@@ -5,12 +5,11 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import multiprocessing
 import os
 import shutil
-import sys
 import uuid
 from collections.abc import Iterable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from PIL import Image
 from rich.progress import Progress
 
 from latentdiff.config.errors import InputError
+from latentdiff.data.parallel import mapped
 from latentdiff.data.shards import ShardInfo, staged, write_index, write_shard
 from latentdiff.data.worker import available_cores
 from latentdiff.shapes.captions import caption
@@ -139,12 +139,10 @@ def _write_splits(folder: Path, samples: dict[str, int], image_size: int, seed: 
             stop = min(first + SAMPLES_PER_SHARD, total)
             tasks.append(_Task(str(folder / split), split, shard, first, stop, image_size, seed))
     infos: dict[str, list[ShardInfo]] = {split: [] for split in samples}
-    # forking spares the children the import of the main program; they only draw and write
-    context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
     processes = min(available_cores(), len(tasks), _MOST_PROCESSES)
-    with context.Pool(processes) as pool, Progress(transient=True) as progress:
+    with closing(mapped(_write, tasks, processes)) as drawn, Progress(transient=True) as progress:
         bar = progress.add_task("drawing the embedded dataset", total=sum(samples.values()))
-        for task, info in zip(tasks, pool.imap(_write, tasks)):
+        for task, info in zip(tasks, drawn):
             infos[task.split].append(info)
             progress.advance(bar, info.samples)
     for split, written in infos.items():

@@ -20,8 +20,8 @@ def open_local(path: str) -> int:
     return os.open(path, os.O_RDONLY)
 
 
-def sha256_of(path: str | Path) -> str:
-    """Hex sha256 of a file."""
+def sha256_of(path: str | Path | int) -> str:
+    """Hex sha256 of a file; a descriptor of one is closed."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while block := file.read(1 << 20):

@@ -14,7 +14,6 @@ from braceexpand import UnbalancedBracesError, braceexpand
 from latentdiff.config.errors import InputError
 
 PROTOCOLS = ("s3", "gs", "https", "http", "hf")
-_FOR_TESTS = ("memory", "file")
 Listing = Callable[[str], Sequence[str] | None]
 """Folder or URL of one -> the names of the shards that its index lists; None where it has no index."""
 
@@ -30,7 +29,7 @@ def expand_urls(urls: str | Path | Sequence[str | Path], listing: Listing = lamb
     wildcards stand for what it lists, be it there or not.
 
     Raises InputError for shards that are neither there nor listed, for one named twice, for one that a folder's index
-    does not list, and for protocols that are not supported.
+    does not list, and for protocols that are not supported and URLs with a query.
     """
     patterns = [urls] if isinstance(urls, (str, Path)) else list(urls)
     paths = [path for pattern in patterns for path in _expand(str(pattern), listing)]
@@ -95,6 +94,11 @@ def _check_protocol(pattern: str) -> None:
     named = protocol[1] if protocol else ""
     if pattern.lstrip().startswith("|") or "::" in pattern:
         named = "a command or a chain of protocols"
-    if named and named not in (*PROTOCOLS, *_FOR_TESTS):
+    if is_remote(pattern) and re.search(r"\.tar\?|\?.*=", pattern):
+        raise InputError(
+            f"{pattern.partition('?')[0]} is followed by a query; URLs signed for one file are not supported, as the "
+            "index beside it could not be read: name it by s3://, gs:// or hf:// and give credentials"
+        )
+    if named and named not in PROTOCOLS:
         supported = " ".join(f"{protocol}://" for protocol in PROTOCOLS)
         raise InputError(f"'{pattern}': {named} is not supported; expected a local path or one of {supported}")

@@ -9,7 +9,7 @@ import numpy as np
 
 from latentdiff.data.decode import BrokenSampleError
 from latentdiff.data.shard_files import ShardFiles
-from latentdiff.data.shard_table import IMAGE_EXTENSIONS, ShardTable
+from latentdiff.data.shard_table import IMAGE_EXTENSIONS, ShardTable, printable
 
 
 class ShardSet:
@@ -41,15 +41,12 @@ class ShardSet:
 
     def where(self, index: int) -> str:
         """The sample's key and shard file, for messages."""
-        return f"'{self.key(index)}' in {self.table.paths[self.table.shard(int(self.rows[index]))]}"
+        return f"'{printable(self.key(index))}' in {self.table.paths[self.table.shard(int(self.rows[index]))]}"
 
     def shard_of(self) -> np.ndarray:
         """int32 (len,): number of each sample's shard in ``table.paths``."""
         table = self.table
         return np.repeat(np.arange(len(table.paths), dtype=np.int32), np.diff(table.first))[self.rows]
-
-    def samples_per_shard(self) -> list[int]:
-        return np.bincount(self.shard_of(), minlength=len(self.table.paths)).tolist()
 
     def sizes(self) -> np.ndarray | None:
         """int32 (len, 2): height and width of each upright image, 0 where its header cannot be read; None where a

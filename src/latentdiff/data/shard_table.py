@@ -194,7 +194,9 @@ def _samples(path: str, members: Iterable[TarMember]) -> tuple[dict[str, dict[st
             continue
         files = samples.setdefault(key, {})
         if extension in files:
-            raise InputError(f"{path} holds '{key}.{extension}' twice; every key must be unique within a shard")
+            raise InputError(
+                f"{path} holds '{printable(key)}.{printable(extension)}' twice; every key must be unique within a shard"
+            )
         files[extension] = member
     kept = {key: files for key, files in samples.items() if not files.keys().isdisjoint(SAMPLE_EXTENSIONS)}
     if not kept:
@@ -203,6 +205,11 @@ def _samples(path: str, members: Iterable[TarMember]) -> tuple[dict[str, dict[st
             "000000000.jpg and 000000000.txt"
         )
     return kept, len(samples) - len(kept)
+
+
+def printable(text: str) -> str:
+    """The text for a message; with escapes where it holds control characters, which a foreign tar may put into keys."""
+    return text if text.isprintable() else repr(text)[1:-1]
 
 
 def split_name(name: str) -> tuple[str, str]:

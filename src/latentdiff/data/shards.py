@@ -22,7 +22,13 @@ from pathlib import Path
 import numpy as np
 
 from latentdiff.config.errors import InputError
-from latentdiff.data.damage import DamagedShardsError, ShardDamage, damage_by_bytes, damage_by_sha256
+from latentdiff.data.damage import (
+    DamagedShardsError,
+    ShardDamage,
+    damage_by_bytes,
+    damage_by_fetching,
+    damage_by_sha256,
+)
 from latentdiff.data.index import Index, ShardInfo, read_index, write_index
 from latentdiff.data.remote import RemoteShards, ShardCache
 from latentdiff.data.shard_files import ShardFiles, open_local, sha256_of
@@ -89,9 +95,10 @@ def write_shard(folder: Path, number: int, samples: Iterable[dict]) -> ShardInfo
 def staged(dest: str | Path) -> Iterator[Path]:
     """A temporary folder that becomes ``dest`` when the block ends well and vanishes otherwise.
 
-    Raises InputError where ``dest`` is a file or a folder with something in it, before or after the block.
+    Where ``dest`` is a link, what it leads to is meant. Raises InputError as ``refuse_occupied`` does, before or after
+    the block.
     """
-    dest = Path(dest)
+    dest = Path(os.path.realpath(dest))
     refuse_occupied(dest)
     dest.parent.mkdir(parents=True, exist_ok=True)
     folder = dest.parent / f".{dest.name}.{uuid.uuid4().hex[:8]}.partial"
@@ -105,9 +112,12 @@ def staged(dest: str | Path) -> Iterator[Path]:
 
 
 def refuse_occupied(dest: Path) -> None:
-    """Raises InputError where ``dest`` is a file or a folder with something in it."""
+    """Raises InputError where ``dest`` is a file, a folder with something in it, or what no new folder can replace: a
+    link, a mount point, the working directory."""
     if dest.exists() and (not dest.is_dir() or any(dest.iterdir())):
         raise InputError(f"{dest} exists already and is not empty; name another destination or remove it")
+    if dest.is_symlink() or (dest.exists() and (dest.samefile(Path.cwd()) or os.path.ismount(dest))):
+        raise InputError(f"{dest} is a link, a mount point or the working directory; name a new folder")
 
 
 def _encode(value: object) -> bytes:
@@ -132,7 +142,7 @@ def open_shards(
     urls: str | Path | Sequence[str | Path], *, damaged: str = "stop", cache: ShardCache | None = None
 ) -> ShardSet:
     """Opens shards: a folder (all of them), a pattern like ``a/{00000..00009}.tar`` or ``a/*.tar``, or a list; paths or
-    URLs (``s3 gs https hf``), whose shards come through ``cache`` (default: ``ShardCache()``) when they are read.
+    URLs (``s3 gs http https hf``), whose shards come through ``cache`` (default: ``ShardCache()``) when they are read.
 
     A folder with an index is opened by that alone, and its shards' bytes must agree with it. Without one the tar
     headers are read, of local shards only. With ``damaged`` "skip" the shards must have an index; then those that are
@@ -141,8 +151,7 @@ def open_shards(
 
     Raises InputError for missing, damaged, imageless or unexpected shards, DamagedShardsError where the index tells.
     """
-    if damaged not in ("stop", "skip"):
-        raise InputError(f"data.damaged: expected stop or skip, got {damaged!r}")
+    check_damaged(damaged)
     table, infos, opener = _table(urls, cache)
     tolerant = damaged == "skip"
     if tolerant and not table.indexed.all():
@@ -153,6 +162,12 @@ def open_shards(
         )
     lost = _lost(table, infos, tolerant)
     return ShardSet(table, ShardFiles(table.paths, tolerant=tolerant, open_shard=opener), lost=lost)
+
+
+def check_damaged(damaged: str) -> None:
+    """Raises InputError unless it is "stop" or "skip"."""
+    if damaged not in ("stop", "skip"):
+        raise InputError(f"data.damaged: expected stop or skip, got {damaged!r}")
 
 
 def _table(
@@ -217,30 +232,33 @@ def verify_shards(
     cache: ShardCache | None = None,
     verified: Verified | None = None,
     most_bytes: int | None = None,
+    fetch: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> ShardSet:
     """Opens shards after holding every byte of the local ones that have an index against their sha256.
 
     Shards that ``verified`` remembers are not read again, and none is where they are more than ``most_bytes`` in all,
-    as the log says then. Remote shards are verified when they are fetched. ``progress`` is called with the bytes done
-    and in all.
+    as the log says then. Remote shards are verified when they are fetched; with ``fetch`` all of them are, now, and
+    what lies of them in the cache is read again. ``progress`` is called with the bytes done and in all.
 
     Raises DamagedShardsError with every shard that differs, and InputError as ``open_shards`` does.
     """
     table, infos, opener = _table(urls, cache)
-    local = [shard for shard, path in enumerate(table.paths) if path in infos and not is_remote(path)]
-    total, done = sum(infos[table.paths[shard]].bytes for shard in local), 0
+    held = [shard for shard, path in enumerate(table.paths) if path in infos and (fetch or not is_remote(path))]
+    total, done = sum(infos[table.paths[shard]].bytes for shard in held), 0
     if most_bytes is not None and total > most_bytes:
         _log.info("%d GiB of shards are not read through beforehand; each read is checked by its crc32", total >> 30)
         return open_shards(urls, cache=cache)
 
     def look(shard: int) -> ShardDamage | None:
         expected = infos[table.paths[shard]]
+        if is_remote(table.paths[shard]):
+            return damage_by_fetching(table, shard, expected, opener)
         return damage_by_bytes(table, shard, expected) or damage_by_sha256(table, shard, expected, verified)
 
     damaged = []
     with ThreadPoolExecutor(available_cores()) as pool:
-        for shard, damage in zip(local, pool.map(look, local)):
+        for shard, damage in zip(held, pool.map(look, held)):
             damaged += [damage] if damage else []
             done += infos[table.paths[shard]].bytes
             if progress is not None:

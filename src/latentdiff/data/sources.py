@@ -21,11 +21,13 @@ from latentdiff.data.remote import ShardCache
 from latentdiff.data.shapes_set import prepare_shapes, shapes_folder
 from latentdiff.data.shard_names import expand_urls
 from latentdiff.data.shard_set import ShardSet
-from latentdiff.data.shards import open_shards
+from latentdiff.data.shards import check_damaged, open_shards
 
 _log = logging.getLogger(__name__)
 
 HELD_BACK_LEAST, HELD_BACK_MOST = 16, 1000
+_CHUNK = 65_536
+"""Samples hashed at a time."""
 
 
 class Source(Protocol):
@@ -42,16 +44,14 @@ class Source(Protocol):
     def mixture(self, train: ShardSet) -> Mixture | None:
         """How the samples of ``train`` are mixed; None where each epoch has each once."""
 
-    def fingerprint(self) -> str:
-        """Hex digest of the training data, by which a fitting first stage is found."""
-
 
 class ShardSource:
     """WebDataset shards. ``train`` and ``val`` are a folder, a pattern or a list, of paths or URLs; for ``damaged`` and
     ``cache`` see ``shards.open_shards``.
 
     With ``val`` None a part of ``train`` is held back for validation: ``held_back`` of it, though 16 to 1000 samples
-    and never more than half, those with the smallest hash of their key; it depends on the keys alone.
+    and never more than half, those with the smallest hash of their shard's file name and their key: moving the folder
+    changes nothing.
 
     ``weights``: one per entry of the list ``train``, by which the entries are mixed whatever their sizes.
     ``min_size`` (pixels of the shorter side) and ``max_aspect`` (longer side / shorter side) leave samples of ``train``
@@ -75,6 +75,11 @@ class ShardSource:
             raise InputError(f"data.module.source.held_back must be above 0 and at most 0.5, got {held_back}")
         if weights is not None and (isinstance(train, str) or len(train) != len(weights)):
             raise InputError(f"data.weights: expected a number per entry of the list data.train, got {list(weights)}")
+        if min_size is not None and min_size < 0:
+            raise InputError(f"data.min_size: expected at least 0 pixels, got {min_size}")
+        if max_aspect is not None and not max_aspect >= 1:
+            raise InputError(f"data.max_aspect: expected longer / shorter side, at least 1, got {max_aspect}")
+        check_damaged(damaged)
         self.train = train
         self.val = val
         self.weights = weights
@@ -114,10 +119,7 @@ class ShardSource:
         entries = [expand_urls(entry, listed.get) for entry in self.train]
         entry_of = {path: number for number, paths in enumerate(entries) for path in paths}
         of_shard = np.array([entry_of[path] for path in train.table.paths])
-        return Mixture(of_shard[train.shard_of()], self.weights)
-
-    def fingerprint(self) -> str:
-        return self.open()[0].fingerprint()
+        return Mixture(of_shard[train.shard_of()], self.weights, usable=~train.broken())
 
 
 class ValidationSource:
@@ -131,6 +133,7 @@ class ValidationSource:
         cache: ShardCache | None = None,
         name: str = "webdataset",
     ) -> None:
+        check_damaged(damaged)
         self.val = val
         self.damaged = damaged
         self.cache = cache
@@ -148,9 +151,6 @@ class ValidationSource:
 
     def mixture(self, train: ShardSet) -> Mixture | None:
         return None
-
-    def fingerprint(self) -> str:
-        return self.open()[0].fingerprint()
 
 
 class ShapesSource:
@@ -189,9 +189,6 @@ class ShapesSource:
     def mixture(self, train: ShardSet) -> Mixture | None:
         return None
 
-    def fingerprint(self) -> str:
-        return self.open()[0].fingerprint()
-
 
 @contextmanager
 def _blaming(key: str) -> Iterator[None]:
@@ -208,7 +205,22 @@ def split_by_key(shards: ShardSet, held_back: float) -> tuple[ShardSet, ShardSet
     if total < 2:
         raise InputError(f"{total} sample cannot be split into training and validation; name data.val or add samples")
     count = min(max(round(held_back * total), HELD_BACK_LEAST), HELD_BACK_MOST, total // 2)
-    hashes = [hashlib.blake2b(key.encode(), digest_size=8).digest() for key in shards.all_keys()]
-    held = np.zeros(total, dtype=bool)
-    held[sorted(range(total), key=hashes.__getitem__)[:count]] = True
+    hashes = _key_hashes(shards)
+    last = np.partition(hashes, count - 1)[count - 1]
+    held = hashes < last
+    held[np.flatnonzero(hashes == last)[: count - held.sum()]] = True
     return shards.select(np.flatnonzero(~held)), shards.select(np.flatnonzero(held))
+
+
+def _key_hashes(shards: ShardSet) -> np.ndarray:
+    """uint64 (samples,): of each sample's shard, by the name of its file, and key."""
+    table, shard_of = shards.table, shards.shard_of()
+    names = [f"{os.path.basename(path).removesuffix('.tar')}/".encode() for path in table.paths]
+    letters, hashes = table.keys.data, np.empty(len(shards), dtype=np.uint64)
+    for start in range(0, len(shards), _CHUNK):
+        part = slice(start, start + _CHUNK)
+        rows = shards.rows[part]
+        spans = (values.tolist() for values in (shard_of[part], table.first_letter[rows], table.first_letter[rows + 1]))
+        digests = [hashlib.blake2b(names[n] + letters[i:j], digest_size=8).digest() for n, i, j in zip(*spans)]
+        hashes[part] = np.frombuffer(b"".join(digests), dtype=">u8")
+    return hashes

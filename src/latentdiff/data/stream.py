@@ -67,12 +67,29 @@ class Readers(Protocol):
         """
 
 
+LEAST_TRIED = 1000
+"""Of fewer samples than these, the broken ones say little about their share."""
+
+
+def check_share(max_broken: float) -> float:
+    """Raises InputError unless it is a share."""
+    if not 0 <= max_broken <= 1:
+        raise InputError(f"data.module.max_broken: expected a share from 0 to 1, got {max_broken}")
+    return max_broken
+
+
+def too_many(broken: float, tried: int, max_broken: float) -> bool:
+    """Whether ``broken`` samples are more than the share ``max_broken`` of ``tried``; one is always borne."""
+    return broken > max(1, max_broken * tried)
+
+
 class ShardDataset(Dataset):
     """Maps a batch number to this rank's part of that global batch, its samples made by ``reader``.
 
     A sample that cannot be used is replaced by the next of the plan, of its source or bucket where the plan has these,
-    with a warning that names it; one that the set knows to be broken, without. More than ``max_broken`` of all samples
-    (though at least one is borne) is an InputError.
+    with a warning that names it; one that the set knows to be broken, without. More than the share ``max_broken`` is
+    an InputError: of the set, of those known before; then, these included, of what this rank tries in an epoch, or has
+    tried if that is more. At least one is borne, and a part of less than 1000 samples counts as 1000 of the set.
     """
 
     def __init__(
@@ -90,11 +107,14 @@ class ShardDataset(Dataset):
         self.reader = reader
         self.rank = rank
         self.ranks = ranks
-        self.broken_allowed = max(1, int(max_broken * len(shards)))
+        self.max_broken = max_broken
         self.status = torch.zeros(len(shards), dtype=torch.uint8).share_memory_()
         """uint8 (samples,): untried, seen or broken; shared with the worker processes."""
         self.status[torch.from_numpy(shards.broken())] = _BROKEN
-        self._check_share("the set was opened so")
+        self._known = self.counts.skipped
+        self._last = "the warnings above say why"
+        if too_many(self._known, len(shards), max_broken):
+            raise self._stopped(self._known, len(shards))
 
     @property
     def counts(self) -> ReadCounts:
@@ -124,20 +144,25 @@ class ShardDataset(Dataset):
                 else:
                     self.status[index] = _SEEN
                     return index, row
-        raise InputError("no sample of the data can be read")
+        raise InputError(f"no sample of the data, of this bucket or entry of data.train can be read; {self._last}")
 
     def _report(self, index: int, error: BrokenSampleError) -> None:
         self.status[index] = _BROKEN
+        self._last = f"the last was {self.shards.where(index)}: {error}"
         _log.warning("skipped sample %s: %s", self.shards.where(index), error)
-        self._check_share(f"the last was {self.shards.where(index)}: {error}")
+        counts, indexed = self.counts, len(self.shards)
+        found = counts.skipped - self._known
+        tried = max(counts.seen + found, -(-indexed // self.ranks), min(indexed, LEAST_TRIED))
+        known = self._known * tried / indexed
+        if too_many(found + known, tried, self.max_broken):
+            raise self._stopped(round(found + known), tried)
 
-    def _check_share(self, how: str) -> None:
-        broken = self.counts.skipped
-        if broken > self.broken_allowed:
-            raise InputError(
-                f"{broken} of {len(self.shards)} samples are broken, more than data.module.max_broken allows "
-                f"({self.broken_allowed}); {how}"
-            )
+    def _stopped(self, broken: int, tried: int) -> InputError:
+        whose = "" if tried == len(self.shards) else f" of rank {self.rank}"
+        return InputError(
+            f"{broken} of {tried} samples{whose} are broken, more than data.module.max_broken={self.max_broken} "
+            f"allows; {self._last}"
+        )
 
 
 class BatchLoader:

@@ -7,6 +7,7 @@ samples; this reader checks every header's checksum and the end mark.
 from __future__ import annotations
 
 import os
+import re
 import tarfile
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -17,6 +18,8 @@ BLOCK = 512
 _REGULAR = (b"0", b"\0", b"7")
 _MAX_EXTENDED_HEADER = 1 << 20
 _MOST_BYTES = 1 << 30
+_RECORD = re.compile(rb"(\d{1,9}) ([^=]+)=")
+_SIZE = re.compile(r"\d{1,18}")
 
 
 class TarMember(NamedTuple):
@@ -30,7 +33,8 @@ class TarMember(NamedTuple):
 def scan_tar(path: str) -> Iterator[TarMember]:
     """The regular files of the uncompressed tar at ``path`` in their order; nothing is extracted.
 
-    Raises InputError where the file is no tar, is cut off, has a damaged header or a member of more than 1 GiB.
+    Raises InputError where the file is no tar, is cut off, has a damaged header, also an extended one, or a member of
+    more than 1 GiB.
     """
     with open(path, "rb", buffering=0) as file:
         total = os.fstat(file.fileno()).st_size
@@ -57,7 +61,7 @@ def _scan(fd: int, path: str, total: int) -> Iterator[TarMember]:
         if position > total:
             raise _cut_off(path, total, position)
         if kind == b"x":
-            records = _pax_records(_extended(fd, path, data, size))
+            records = _pax_records(_extended(fd, path, data, size), path, data)
             long_name = records.get("path", long_name)
             long_size = int(records["size"]) if "size" in records else long_size
         elif kind == b"L":
@@ -91,21 +95,28 @@ def _name(header: bytes) -> str:
 
 def _extended(fd: int, path: str, offset: int, size: int) -> bytes:
     if size > _MAX_EXTENDED_HEADER:
-        raise InputError(
-            f"{path} is damaged: an extended header of {size} bytes at byte {offset}; fetch this shard again"
-        )
+        raise _bad_extension(path, offset, f"has {size} bytes")
     return os.pread(fd, size, offset)
 
 
-def _pax_records(data: bytes) -> dict[str, str]:
-    """POSIX.1-2001 records: ``length key=value newline``, the length counting itself."""
-    records = {}
-    while data[:1].isdigit():
-        length = int(data.split(b" ", 1)[0])
-        key, _, value = data[:length].split(b" ", 1)[1].partition(b"=")
-        records[key.decode("utf-8", "replace")] = value[:-1].decode("utf-8", "replace")
-        data = data[length:]
+def _pax_records(data: bytes, path: str, offset: int) -> dict[str, str]:
+    """POSIX.1-2001 records: ``length key=value newline``, the length counting itself; a ``size`` has digits alone."""
+    records: dict[str, str] = {}
+    data, position = data.rstrip(b"\0"), 0
+    while position < len(data):
+        start = _RECORD.match(data, position)
+        stop = position + int(start[1]) if start else 0
+        if start is None or stop <= start.end() or data[stop - 1 : stop] != b"\n":
+            raise _bad_extension(path, offset, f"has no record at its byte {position}")
+        records[start[2].decode("utf-8", "replace")] = data[start.end() : stop - 1].decode("utf-8", "replace")
+        position = stop
+    if not _SIZE.fullmatch(records.get("size", "0")):
+        raise _bad_extension(path, offset, f"gives the size {records['size'][:20]!r}")
     return records
+
+
+def _bad_extension(path: str, offset: int, what: str) -> InputError:
+    return InputError(f"{path} is damaged: an extended header at byte {offset} {what}; make or fetch this shard again")
 
 
 def _check_tail(fd: int, path: str, position: int, total: int) -> None:

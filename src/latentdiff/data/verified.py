@@ -3,16 +3,29 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
-from latentdiff.data.index import put_file
+from latentdiff import durable
 
 
 def user_cache() -> Path:
     """The folder for what can be made again: ``$LATENTDIFF_CACHE``, else ``~/.cache/latentdiff``."""
     return Path(os.environ.get("LATENTDIFF_CACHE") or Path.home() / ".cache" / "latentdiff")
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Waits for a lock among the machine's processes; it ends with the block or the process."""
+    handle = os.open(path, os.O_RDWR | os.O_CREAT)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 class Verified:
@@ -25,6 +38,18 @@ class Verified:
         self.path = user_cache() / "verified.json" if path is None else Path(path)
         self._known = self._stored()
         self._added: dict[str, list] = {}
+
+    @classmethod
+    @contextlib.contextmanager
+    def alone(cls) -> Iterator[Verified]:
+        """The memory in the user's cache, for one process of the machine at a time; saved at the end of the block."""
+        with contextlib.ExitStack() as stack:
+            with contextlib.suppress(OSError):  # a folder that cannot be written, or that has no locks
+                user_cache().mkdir(parents=True, exist_ok=True)
+                stack.enter_context(locked(user_cache() / "verified.lock"))
+            verified = cls()
+            stack.callback(verified.save)
+            yield verified
 
     def knows(self, path: str, sha256: str) -> bool:
         """Whether this file was added with this sha256 and has not been touched since."""
@@ -41,7 +66,7 @@ class Verified:
         content = json.dumps({**known, **self._added}, indent=0).encode()
         with contextlib.suppress(OSError):
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            put_file(str(self.path), content)
+            durable.put_file(self.path, content)
 
     def _stored(self) -> dict[str, list]:
         try:

@@ -21,7 +21,7 @@ class DirectoryCheckpointIO(CheckpointIO):
     Args:
         config: the run's resolved configuration, as YAML text.
         first_stage: path and digest of the first stage that a diffusion model was trained on, or None.
-        data: what the run's samples and their order are: {"fingerprint", "seed", "global_batch"}, or None.
+        data: what the run is trained on: {"fingerprint": of the training samples}, or None.
     """
 
     def __init__(self, *, config: str, first_stage: dict | None = None, data: dict | None = None):
@@ -40,7 +40,6 @@ class DirectoryCheckpointIO(CheckpointIO):
 
     def _save(self, checkpoint: dict[str, Any], path: Path) -> None:
         about = checkpoint["latentdiff"]
-        seen = about["counters"]["batches_seen"]
         weights = checkpoint["state_dict"]
         ema = {name: value for name, value in weights.items() if name.startswith("ema.")}
         model = {name: value for name, value in weights.items() if name not in ema}
@@ -59,10 +58,10 @@ class DirectoryCheckpointIO(CheckpointIO):
             counters=about["counters"],
             latent=about["latent"],
             first_stage=self.first_stage,
-            data=None if self.data is None else {**self.data, "batches_seen": seen},
+            data=self.data,
             world_size=about["world_size"],
             extra=about["extra"],
-            keep_as=shelf.keep_as(path, seen),
+            keep_as=shelf.keep_as(path, about["counters"]["batches_seen"]),
         )
 
     def load_checkpoint(self, path: str, map_location: Any | None = None, weights_only: bool | None = None) -> dict:

@@ -7,9 +7,9 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytorch_lightning as pl
-import torch
 from torch import Tensor, nn
 
+from latentdiff.checkpoint import store
 from latentdiff.config.errors import InputError
 from latentdiff.losses.memory import Memory
 from latentdiff.training.callbacks.metrics_log import NonFiniteError
@@ -40,7 +40,6 @@ class NonFinite(Memory):
             raise InputError(f"task.nonfinite: expected 0 <= skip < per, got skip={skip} and per={per}")
         super().__init__({"stretch": 0.0, "in_stretch": 0.0, "skipped": 0.0})
         self.skip, self.per = skip, per
-        self.register_load_state_dict_pre_hook(_allow_older_checkpoints)
 
     def settle(self, tally: Tally, batch: Batch, module: pl.LightningModule) -> dict[str, float] | None:
         """``tally.settle``, or None where the batch is passed over; to be called on every rank, before the update.
@@ -95,7 +94,7 @@ def _dump(file: Path, tally: Tally, batch: Batch, number: int) -> None:
     content = {"number": number, "values": tally.values(), "batch": _on_cpu(found)}
     with not_fatal(file):
         file.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(content, file)
+        store.write_values(content, file)
 
 
 def _on_cpu(values: dict[str, object]) -> dict[str, object]:
@@ -104,7 +103,3 @@ def _on_cpu(values: dict[str, object]) -> dict[str, object]:
         for name, value in values.items()
         if value is not None
     }
-
-
-def _allow_older_checkpoints(module: NonFinite, state: dict, prefix: str, *_: object) -> None:
-    state.setdefault(f"{prefix}saved", module.saved.clone())

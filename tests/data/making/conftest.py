@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from latentdiff.data.making.source import Source
+from latentdiff.data.making.source import ImageSource
 from latentdiff.data.making.writer import Summary, make_shards
 from latentdiff.data.shard_set import ShardSet
 from latentdiff.data.shards import open_shards
@@ -26,10 +26,10 @@ def pictures(tmp_path, png, image) -> Path:
 
 
 @pytest.fixture
-def made(tmp_path) -> Callable[[Source], tuple[ShardSet, Summary]]:
+def made(tmp_path) -> Callable[[ImageSource], tuple[ShardSet, Summary]]:
     """The shards of a source, made by this process alone."""
 
-    def make(source: Source, **options) -> tuple[ShardSet, Summary]:
+    def make(source: ImageSource, **options) -> tuple[ShardSet, Summary]:
         summary = make_shards(source, tmp_path / "made", processes=1, **options)
         return open_shards(tmp_path / "made"), summary
 

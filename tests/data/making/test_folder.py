@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 
 import numpy as np
 import pytest
 
 from latentdiff.config.errors import InputError
 from latentdiff.data.decode import decode_map, decode_rgb
+from latentdiff.data.labels import Labels
 from latentdiff.data.making.folder import FolderSource
 from latentdiff.data.making.images import Preparation
+from latentdiff.data.sample import read_sample
 
 
 @pytest.fixture
@@ -91,6 +94,52 @@ def test_maps_follow_their_images_when_these_are_reduced_and_cropped(tmp_path, p
     small, _ = made(FolderSource(folder), preparation=Preparation(size=10, crop=True))
     assert decode_rgb(small.read(0, "png")).shape == (10, 10, 3)
     assert np.array_equal(decode_map(small.read(0, "seg.png"), 10, 10), classes[1::2, 5:25][:, 1::2])
+
+
+def test_links_to_folders_are_followed_but_not_in_circles(tmp_path, png, noise, made):
+    folder, elsewhere = tmp_path / "photos", tmp_path / "elsewhere"
+    for i, path in enumerate((folder / "cat" / "a.png", elsewhere / "deep" / "b.png")):
+        path.parent.mkdir(parents=True)
+        path.write_bytes(png(noise(i)))
+    (elsewhere / "deep" / "b.txt").write_text("a dog")
+    (folder / "dog").symlink_to(elsewhere)
+    (folder / "cat" / "up").symlink_to(folder)
+    (elsewhere / "round").symlink_to("deep/..")
+    (folder / "lost.png").symlink_to("nowhere.png")
+    (folder / "cat" / "a.txt").symlink_to("nowhere.txt")
+    source = FolderSource(folder, class_folders=True)
+    assert [row.name for row in source.rows(0)] == ["cat/a.png", "dog/deep/b.png", "lost.png"]
+    shards, summary = made(source)
+    assert [(shards.read(i, "txt"), shards.read(i, "cls")) for i in range(2)] == [(None, b"0"), (b"a dog", b"1")]
+    assert [(note["name"], note["what"]) for note in summary.notes] == [("lost.png", "missing file")]
+
+
+def test_a_folder_that_cannot_be_listed_is_refused(photos, monkeypatch):
+    listed = os.scandir
+
+    def denied(path):
+        if str(path).endswith("sub"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return listed(path)
+
+    monkeypatch.setattr(os, "scandir", denied)
+    with pytest.raises(InputError, match=r"sub cannot be listed .Permission denied"):
+        FolderSource(photos)
+
+
+def test_the_caption_is_the_one_that_training_would_read(photos, made):
+    (photos / "a.txt").write_text("not this one")
+    shards, _ = made(FolderSource(photos))
+    assert read_sample(shards, 0, 1000, Labels()).captions == ["first", "second"]
+    assert shards.read(0, "txt") == b"first"
+
+
+@pytest.mark.parametrize("beside", ["b.png", "b.txt", "b.json", "b.cls", "b.seg.png"])
+def test_a_file_beside_an_image_is_part_of_what_is_made(photos, beside):
+    before = FolderSource(photos).identity()
+    (photos / beside).write_text("something else")
+    after = FolderSource(photos).identity()
+    assert {key for key in before if before[key] != after[key]} == {"images"}
 
 
 def test_wrong_folders_are_refused(tmp_path):

@@ -36,7 +36,7 @@ def saved(tmp_path, png, noise):
 
 def test_images_captions_and_named_classes_of_a_saved_set(saved, made, entries):
     folder, files = saved
-    source = HuggingFaceSource(str(folder / "one"), "train", Columns("picture", None, "kind"))
+    source = HuggingFaceSource(str(folder / "one"), None, Columns("picture", None, "kind"))
     assert [row.captions for row in source.rows(3)] == [("number 3",), ("number 4",)]
     shards, summary = made(source)
     assert [shards.read(i, "jpg") for i in range(5)] == files
@@ -49,12 +49,15 @@ def test_images_captions_and_named_classes_of_a_saved_set(saved, made, entries):
 def test_splits_and_columns_that_are_missing_are_told(saved):
     folder = saved[0]
     columns = Columns("picture")
+    assert len(HuggingFaceSource(str(folder / "dict"), None, columns)) == 4
     assert len(HuggingFaceSource(str(folder / "dict"), "train", columns)) == 4
     assert len(HuggingFaceSource(str(folder / "dict"), "test", columns)) == 1
     with pytest.raises(InputError, match="split 'val'"):
         HuggingFaceSource(str(folder / "dict"), "val", columns)
+    with pytest.raises(InputError, match="saved without splits, so there is no 'val'"):
+        HuggingFaceSource(str(folder / "one"), "val", columns)
     with pytest.raises(InputError, match="its columns are 'picture', 'text'"):
-        HuggingFaceSource(str(folder / "one"), "train", Columns())
+        HuggingFaceSource(str(folder / "one"), None, Columns())
 
 
 def test_a_folder_of_parquet_files_is_a_set_too(saved, tmp_path, monkeypatch):
@@ -64,3 +67,8 @@ def test_a_folder_of_parquet_files_is_a_set_too(saved, tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     source = HuggingFaceSource(str(folder / "files"), "train", Columns("picture"))
     assert [row.image for row in source.rows(0)] == files
+    assert len(HuggingFaceSource(str(folder / "files"), None, Columns("picture"))) == 5
+    datasets.load_dataset(str(folder / "files"), split="train").save_to_disk(folder / "of a split")
+    assert len(HuggingFaceSource(str(folder / "of a split"), "train", Columns("picture"))) == 5
+    halves = [HuggingFaceSource(str(folder / "files"), f"train[{part}]", Columns("picture")) for part in (":2", "2:4")]
+    assert halves[0].identity() != halves[1].identity()

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from latentdiff.config.errors import InputError
-from latentdiff.data.making.columns import Columns, captions_of, label_of
+from latentdiff.data.making.columns import Columns, captions_in, label_of
 from latentdiff.data.making.source import LeftOutError
-from latentdiff.data.making.table import TableSource, read_csv, read_jsonl
+from latentdiff.data.making.table import TableSource, read_csv, read_jsonl, read_tsv
 
 
 def source(folder: Path, text: str, columns: Columns | None = None, name: str = "t.csv", read=read_csv) -> TableSource:
@@ -85,13 +85,33 @@ def test_a_table_in_another_encoding_is_refused(pictures):
             list(read(pictures / "t.csv"))
 
 
+def test_a_quote_that_is_not_closed_swallows_no_rows(pictures, made):
+    for end in ("", '2.png,"c\n'):
+        with pytest.raises(InputError, match=r"after line 1: .*begins with a quote ends with one"):
+            source(pictures, f'image,caption\n0.png,"a\n1.png,b\n{end}')
+    quoted = source(pictures, 'image,caption\n0.png,"5"" wide,\nred"\n1.png,5" wide\n')
+    assert [row.captions for row in quoted.rows(0)] == [('5" wide,\nred',), ('5" wide',)]
+    text = 'image\tcaption\n0.png\t"a\n1.png\t"b" c\n'
+    shards, _ = made(source(pictures, text, name="t.tsv", read=read_tsv))
+    assert [shards.read(i, "txt") for i in range(2)] == [b'"a', b'"b" c']
+
+
+def test_what_pandas_writes_is_a_table(pictures, made, entries):
+    text = ",image,caption,class\n0,0.png,a,2.0\n1,1.png,b,\n2,2.png,c,0.0\n"
+    shards, summary = made(source(pictures, text, Columns(label="class")))
+    assert [shards.read(i, "cls") for i in range(3)] == [b"2", None, b"0"]
+    assert "" not in entries(shards)[0]
+    assert summary.notes == []
+
+
 def test_cells_are_captions_and_classes_or_wrong():
-    assert captions_of(" a ") == ("a",)
-    assert captions_of(["a", "", None, "b "]) == ("a", "b")
-    assert captions_of(None) == captions_of(" ") == ()
+    assert captions_in(" a ") == ("a",)
+    assert captions_in(["a", "", None, "b "]) == ("a", "b")
+    assert captions_in(None) == captions_in(" ") == ()
     assert [label_of(cell) for cell in ("3", 0, "", None, -1)] == [3, 0, None, None, None]
-    for wrong in ("cat", -2, 1.5, [1]):
+    assert [label_of(cell) for cell in ("3.0", 0.0, "-1", "-1.0")] == [3, 0, None, None]
+    for wrong in ("cat", -2, 1.5, "1.5", "inf", float("nan"), True, [1]):
         with pytest.raises(LeftOutError):
             label_of(wrong)
     with pytest.raises(LeftOutError):
-        captions_of(["a", 3])
+        captions_in(["a", 3])

@@ -5,20 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from latentdiff.config.errors import InputError
-from latentdiff.data.making import parallel
 from latentdiff.data.making.folder import FolderSource
 from latentdiff.data.making.images import Preparation
 from latentdiff.data.making.writer import make_shards
-from latentdiff.data.shards import open_shards
+from latentdiff.data.shards import open_shards, staged
 
 _HOLD = """
 import sys
@@ -55,7 +54,7 @@ def make(photos: Path, dest: Path, **options):
 def test_every_row_is_a_sample_or_listed_with_its_reason(photos, tmp_path):
     summary = make(photos, tmp_path / "out", samples_per_shard=5)
     shards = open_shards(tmp_path / "out")
-    assert (len(shards), shards.samples_per_shard()) == (17, [5, 5, 5, 2])
+    assert np.bincount(shards.shard_of()).tolist() == [5, 5, 5, 2]
     assert (summary.samples, summary.shards, summary.resumed) == (17, 4, 0)
     keys = [f"{number:05d}{i:04d}" for number, count in enumerate([5, 5, 5, 2]) for i in range(count)]
     values = [json.loads(shards.read(i, "json")) for i in range(17)]
@@ -107,7 +106,7 @@ def test_text_that_utf8_does_not_have_is_replaced(tmp_path, png, noise):
     shards = open_shards(tmp_path / "out")
     values = json.loads(shards.read(0, "json"))
     assert (values["source"], values["captions"], values["tags"]) == ("caf?.png", ["half ?"], [{"x": "?"}])
-    assert shards.read(0, "txt") == b"half ?"
+    assert shards.read(0, "txt").decode() == "half \ufffd"
 
 
 def test_the_number_of_processes_changes_no_byte(photos, tmp_path):
@@ -164,15 +163,15 @@ def test_another_command_or_other_images_do_not_go_on_with_it(photos, tmp_path, 
         make(photos, tmp_path / "out", progress=stop)
     with pytest.raises(InputError, match=r"differs from this one .size was 8, is 4.*remove that folder"):
         make(photos, tmp_path / "out", preparation=Preparation(size=4, min_size=6))
-    (photos / "20.png").write_bytes(png(noise(99)))
+    (photos / "20.txt").write_text("another caption")
     with pytest.raises(InputError, match=r"differs from this one .source's images was"):
         make(photos, tmp_path / "out")
 
 
 def test_nothing_is_left_behind_where_no_row_gives_a_sample(tmp_path):
     (tmp_path / "photos").mkdir()
-    (tmp_path / "photos" / "a.png").write_bytes(b"")
-    with pytest.raises(InputError, match=r"none of the 1 rows gives a sample, first a\.png"):
+    (tmp_path / "photos" / "a\x1b.png").write_bytes(b"")
+    with pytest.raises(InputError, match=r"none of the 1 rows gives a sample, first a\\x1b\.png"):
         make(tmp_path / "photos", tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["photos"]
 
@@ -198,16 +197,37 @@ def test_a_destination_in_use_is_refused(photos, tmp_path):
             make(photos, tmp_path / "third", **wrong)
 
 
-def _double_or_die(item: int) -> int:
-    if item == 13:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return 2 * item
+@pytest.mark.parametrize("place", ["here", "mounted"])
+def test_a_destination_that_cannot_be_replaced_is_refused_before_any_work(photos, tmp_path, monkeypatch, place):
+    (tmp_path / place).mkdir()
+    dest = tmp_path / place
+    if place == "here":
+        monkeypatch.chdir(dest)
+        dest = Path()
+    else:
+        monkeypatch.setattr(os.path, "ismount", lambda path: Path(path) == dest)
+
+    def none_yet(row: int) -> None:
+        raise AssertionError
+
+    with pytest.raises(InputError, match="the working directory; name a new folder"):
+        make(photos, dest, progress=none_yet)
+    with pytest.raises(InputError, match="the working directory"), staged(dest):
+        raise AssertionError
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([place, "photos"])
 
 
-def test_results_come_in_order_and_a_killed_worker_is_told():
-    assert list(parallel.mapped(_double_or_die, range(13), 3)) == list(range(0, 26, 2))
-    with pytest.raises(ChildProcessError, match="was killed"):
-        list(parallel.mapped(_double_or_die, range(100), 2))
+def test_a_link_means_the_folder_that_it_leads_to(photos, tmp_path):
+    (tmp_path / "there" / "empty").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "there" / "empty")
+    (tmp_path / "coming").symlink_to(tmp_path / "there" / "new")
+    (tmp_path / "round").symlink_to("round")
+    for link, folder in (("link", "empty"), ("coming", "new")):
+        make(photos, tmp_path / link)
+        assert (tmp_path / link).is_symlink()
+        assert len(open_shards(tmp_path / "there" / folder)) == 17
+    with pytest.raises(InputError, match="is a link"):
+        make(photos, tmp_path / "round")
 
 
 @pytest.mark.faults

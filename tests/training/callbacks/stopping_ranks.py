@@ -17,10 +17,10 @@ import torch
 from pytorch_lightning.strategies import DDPStrategy
 
 from latentdiff.checkpoint import store
+from latentdiff.config.errors import RunError
 from latentdiff.training.callbacks.checkpoints import Checkpoints
 from latentdiff.training.callbacks.interruption import Interruption, Stopped
-from latentdiff.training.callbacks.metrics_log import NonFiniteError
-from latentdiff.training.callbacks.replicas import ReplicaCheck, ReplicaError
+from latentdiff.training.callbacks.replicas import ReplicaCheck
 from latentdiff.training.checkpoint_io import DirectoryCheckpointIO
 from latentdiff.training.non_finite import NonFinite
 
@@ -75,7 +75,9 @@ def conftest():
     return module
 
 
-def train(make, module, rank: int, folder: Path, *callbacks, batches: int = 6, **options) -> dict:
+def train(
+    make, module, rank: int, folder: Path, *callbacks, batches: int = 6, resume: Path | None = None, **options
+) -> dict:
     """What ended the run, and the batches and weights that the rank had then."""
     rows = slice(rank * 2, rank * 2 + 2)
     train, val = ([make.noise_batch(i, rows=rows) for i in range(n)] for n in (batches, 3))
@@ -96,10 +98,12 @@ def train(make, module, rank: int, folder: Path, *callbacks, batches: int = 6, *
     trainer = pl.Trainer(callbacks=[*callbacks, saving, Interruption(), ReplicaCheck(every=2)], **settings | options)
     end = "done"
     try:
-        trainer.fit(module, datamodule=make.Data(train, val))
+        data = make.Data(train, val)
+        data.start_batch = 0 if resume is None else store.read_manifest(resume).counters["batches_seen"]
+        trainer.fit(module, datamodule=data, ckpt_path=resume)
     except Stopped as stopped:
         end = f"{stopped.code}: {stopped}"
-    except (NonFiniteError, ReplicaError) as error:
+    except RunError as error:
         end = f"{type(error).__name__}: {error}"
     last = folder / "checkpoints" / "last"
     saved = store.verify(last).counters["batches_seen"] if last.exists() else None
@@ -138,6 +142,10 @@ def main(out: Path) -> None:
         spoil(module, rank == 1)
         run(name, module=module, batches=4)
     run("replicas", *([Diverge()] if rank == 1 else []))
+    starts = {"nothing": (out.parent / "both", None), "older": (out.parent / "both", out.parent / "validating")}
+    for name, runs in starts.items():
+        resume = runs[rank] and runs[rank] / "checkpoints" / "last"
+        run(f"rank 1 has {name}", resume=resume)
     torch.save(found, out.with_suffix(f".{rank}"))
 
 

@@ -6,6 +6,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 
+from latentdiff import durable
 from latentdiff.checkpoint import store
 from latentdiff.checkpoint.manifest import WEIGHTS
 from latentdiff.config.errors import InputError
@@ -27,11 +28,11 @@ class Scores(pl.Callback):
 
 @pytest.fixture
 def train(autoencoder_module, batch, fit, tmp_path):
-    def run(*others, batches=4, module=None, start=0, **options):
+    def run(*others, batches=4, module=None, start=0, data=None, **options):
         module = module or autoencoder_module(discriminator=None)
         trainer_options = {k: options.pop(k) for k in ("val_check_interval", "resume") if k in options}
         saving = Checkpoints(run_dir=str(tmp_path), **options)
-        plugins = [DirectoryCheckpointIO(config="seed: 0\n")]
+        plugins = [DirectoryCheckpointIO(config="seed: 0\n", data=data)]
         sequence = [batch(i) for i in range(start, batches)]
         fit(module, sequence, *others, saving, val=[batch(9)], plugins=plugins, **trainer_options)
         return module
@@ -150,9 +151,15 @@ def test_what_was_last_is_kept(train, tmp_path, keep, kept):
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == kept
 
 
-def test_keeping_none_is_refused(tmp_path):
-    with pytest.raises(InputError, match=r"callbacks\.checkpoints\.keep: expected at least 1 checkpoint, got 0"):
-        Checkpoints(run_dir=str(tmp_path), keep=0)
+def test_what_cannot_be_removed_stays(train, manifest, monkeypatch, caplog):
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(durable, "remove", refuse)
+    train(every=1, batches=4)
+    assert store.verify(manifest.folder / "last").counters["batches_seen"] == 4
+    assert len(store.kept(manifest.folder)) == 3
+    assert "checkpoints' left as it is: [Errno 13] Permission denied" in caplog.text
 
 
 def test_save_now_saves_once(train, manifest):
@@ -235,14 +242,25 @@ def test_a_best_that_could_not_be_saved_has_still_to_be_beaten(train, manifest, 
     assert manifest("best").counters["batches_seen"] == 3
 
 
-def test_a_damaged_best_is_replaced_and_said(train, autoencoder_module, manifest, tmp_path, caplog):
+@pytest.mark.parametrize("file", [store.MANIFEST, store.CONFIG])
+def test_a_damaged_best_is_replaced_and_said(train, autoencoder_module, manifest, tmp_path, caplog, file):
     options = {"every": 100, "monitor": "val/score", "maximize": True, "val_check_interval": 1}
     train(Scores(5.0), batches=1, **options)
-    (manifest.folder / "best" / store.MANIFEST).write_text("{")
+    (manifest.folder / "best" / file).write_text("{")
     module = autoencoder_module(discriminator=None)
     train(Scores(4.0), batches=2, start=1, module=module, resume=str(manifest.folder / "last"), **options)
     assert manifest("best").extra["val/score"] == 4.0
     assert "the next validation replaces it" in caplog.text
+
+
+def test_a_best_of_other_samples_need_not_be_beaten(train, autoencoder_module, manifest, caplog):
+    options = {"every": 100, "monitor": "val/score", "maximize": True, "val_check_interval": 1}
+    train(Scores(5.0), batches=1, data={"fingerprint": "a"}, **options)
+    module = autoencoder_module(discriminator=None)
+    resume = str(manifest.folder / "last")
+    train(Scores(4.0), batches=2, start=1, module=module, resume=resume, data={"fingerprint": "b"}, **options)
+    assert manifest("best").extra["val/score"] == 4.0
+    assert "best' is of other training samples; the next validation replaces it" in caplog.text
 
 
 def test_checkpoints_that_something_else_removed_are_missed(train, manifest, caplog):

@@ -41,6 +41,14 @@ def test_every_checkpoint_has_one(module, batch, fit, tmp_path):
     assert seen(tmp_path) == [(n, length) for n in (2, 4, 5) for length in (0.05, 0.1)]
 
 
+def test_what_a_killed_process_left_is_cleared_at_the_start(module, batch, fit, tmp_path):
+    (tmp_path / "ema_snapshots").mkdir()
+    for name in (".tmp-batch-00000003-length-0.05.safetensors-01234567", ".tmpAb3dE6"):
+        (tmp_path / "ema_snapshots" / name).write_text("half")
+    fit(module(), [batch(0)], EmaSnapshots(run_dir=str(tmp_path), total=6, count=1))
+    assert not list((tmp_path / "ema_snapshots").iterdir())
+
+
 def test_a_snapshot_that_the_disk_refuses_is_left_out(module, batch, fit, tmp_path, monkeypatch, caplog):
     write = store.save_file
 
@@ -52,7 +60,7 @@ def test_a_snapshot_that_the_disk_refuses_is_left_out(module, batch, fit, tmp_pa
     monkeypatch.setattr(store, "save_file", fill)
     fit(module(), [batch(i) for i in range(2)], EmaSnapshots(run_dir=str(tmp_path), total=2, count=1))
     assert seen(tmp_path) == [(2, 0.1)]
-    assert "batch-00000002-length-0.05.safetensors' not written: [Errno 28] No space left" in caplog.text
+    assert "batch-00000002-length-0.05.safetensors' left as it is: [Errno 28] No space left" in caplog.text
 
 
 def test_half_precision_is_written_on_request_and_refused_where_it_overflows(module, batch, fit, tmp_path):

@@ -158,3 +158,15 @@ def test_a_job_that_slurm_does_not_requeue_has_saved_and_says_so(train, handlers
         train(Signals(signal.SIGUSR1))
     assert (calls(), seen(tmp_path)) == (["requeue 77"], 3)
     assert "SLURM job 77 was not requeued" in caplog.text
+
+
+def test_a_second_ctrl_c_interrupts_after_best_was_saved(autoencoder_module, batch, fit, handlers, tmp_path):
+    """The batch after it may be long."""
+    at = Signals(signal.SIGINT, signal.SIGINT, at=3)
+    saving = Checkpoints(run_dir=str(tmp_path), every=100, monitor="val/psnr", maximize=True)
+    plugins, batches = [DirectoryCheckpointIO(config="")], [batch(i) for i in range(5)]
+    module = autoencoder_module(discriminator=None)
+    with pytest.raises(SystemExit):
+        fit(module, batches, saving, at, Interruption(), val=[batch(9)], val_check_interval=2, plugins=plugins)
+    assert store.verify(tmp_path / "checkpoints" / "best").counters["batches_seen"] == 2
+    assert not (tmp_path / "checkpoints" / "last").exists()

@@ -7,6 +7,8 @@ import torch
 from pytorch_lightning.loggers.logger import Logger
 
 from latentdiff import durable
+from latentdiff.config.errors import RunError
+from latentdiff.training.callbacks.interruption import Stopped
 from latentdiff.training.callbacks.metrics_log import MetricsLog, NonFiniteError
 
 
@@ -142,6 +144,50 @@ def test_lines_that_are_never_taken_cost_a_warning(autoencoder_module, batch, fi
     fit(autoencoder_module(), [batch(i) for i in range(3)], MetricsLog(run_dir=str(tmp_path), every=1))
     assert [line["batches_seen"] for line in lines(tmp_path)] == [1]
     assert "the last 2 lines of" in caplog.text
+
+
+def test_lines_that_wait_are_written_when_the_run_is_stopped(autoencoder_module, batch, fit, tmp_path, full):
+    class Stop(pl.Callback):
+        def on_train_batch_start(self, trainer, module, batch, batch_index):
+            if module.counters.batches_seen == 3:
+                raise Stopped("stopped", 143)
+
+    full({2, 3})
+    with pytest.raises(Stopped):
+        fit(autoencoder_module(), [batch(i) for i in range(5)], Stop(), MetricsLog(run_dir=str(tmp_path), every=1))
+    assert [line["batches_seen"] for line in lines(tmp_path)] == [1, 2, 3]
+
+
+def test_lines_are_dropped_on_a_full_disk(autoencoder_module, batch, fit, tmp_path, monkeypatch):
+    """Without a new file, which it would refuse."""
+    module, log = autoencoder_module(), lambda: MetricsLog(run_dir=str(tmp_path), every=1)
+    fit(module, [batch(i) for i in range(3)], log())
+    before = (tmp_path / "metrics.jsonl").read_text().splitlines(keepends=True)
+    module.counters.batches_seen = 1
+    monkeypatch.setattr(durable, "new_file", None)
+    fit(module, [batch(1)], log())
+    after = (tmp_path / "metrics.jsonl").read_text().splitlines(keepends=True)
+    assert (after[0], len(after)) == (before[0], 2)
+
+
+@pytest.mark.parametrize("damage", [b"\xff\n", b"{}\n", b"3\n"])
+def test_a_damaged_line_costs_no_other(autoencoder_module, batch, fit, tmp_path, damage):
+    module, log = autoencoder_module(), lambda: MetricsLog(run_dir=str(tmp_path), every=1)
+    fit(module, [batch(i) for i in range(3)], log())
+    file = tmp_path / "metrics.jsonl"
+    one, two, three = file.read_bytes().splitlines(keepends=True)
+    file.write_bytes(one + damage + two + three)
+    module.counters.batches_seen = 2
+    fit(module, [batch(2)], log())
+    found = file.read_bytes().splitlines(keepends=True)
+    assert found[:3] == [one, damage, two]
+    assert json.loads(found[3])["batches_seen"] == 3
+
+
+def test_a_file_that_cannot_be_continued_is_refused_with_advice(autoencoder_module, batch, fit, tmp_path):
+    (tmp_path / "metrics.jsonl").mkdir()
+    with pytest.raises(RunError, match=r"metrics\.jsonl' cannot be continued: .*; make it readable and writable"):
+        fit(autoencoder_module(), [batch()], MetricsLog(run_dir=str(tmp_path)))
 
 
 def test_a_logger_whose_file_cannot_be_written_does_not_end_the_run(autoencoder_module, batch, fit, tmp_path, caplog):

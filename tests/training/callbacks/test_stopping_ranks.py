@@ -86,3 +86,11 @@ def test_replicas_that_drift_apart_by_one_bit_are_noticed(ranks):
     assert one == two
     assert one.startswith("ReplicaError: after batch 2 the weights are not the same on all ranks: ranks 0 and 1 differ")
     assert "first in 'model.denoiser.backbone.out.2.bias'" in one
+
+
+@pytest.mark.parametrize(("name", "batch"), [("nothing", 0), ("older", 2)])
+def test_ranks_that_find_different_checkpoints_do_not_start(ranks, name, batch):
+    one, two = (rank[f"rank 1 has {name}"] for rank in ranks)
+    assert one["end"] == two["end"]
+    assert one["end"].startswith(f"RunError: rank 1 stands at batch {batch}, rank 0 at 3: run_dir must be on a file")
+    assert (one["seen"], two["seen"]) == (0, 0)

@@ -45,7 +45,7 @@ class Columns:
         """The row of a record. Its image cell holds the path of a file (relative to ``folder``), the file's bytes, or
         both as HuggingFace stores them, ``{"bytes": ..., "path": ...}``."""
         try:
-            captions = captions_of(record.get(self.caption)) if self.caption else ()
+            captions = captions_in(record.get(self.caption)) if self.caption else ()
             label = label_of(record.get(self.label)) if self.label else None
             image = record.get(self.image)
             if isinstance(image, Mapping):
@@ -78,7 +78,7 @@ class TableRow:
         return Raw(image, self.captions, self.values, self.label, map_data)
 
 
-def captions_of(cell: object) -> tuple[str, ...]:
+def captions_in(cell: object) -> tuple[str, ...]:
     """A caption or a list of them, without empty ones. LeftOutError for anything else."""
     several = list(cell) if isinstance(cell, (list, tuple)) else [cell]
     several = [caption for caption in several if caption is not None]
@@ -88,16 +88,16 @@ def captions_of(cell: object) -> tuple[str, ...]:
 
 
 def label_of(cell: object) -> int | None:
-    """A class number of at least 0; None for an empty cell and -1. LeftOutError for anything else."""
-    if cell is None or cell == "" or cell == -1:
+    """A class number of at least 0, 3.0 for 3; None for an empty cell and -1. LeftOutError for anything else."""
+    if cell is None or cell == "":
         return None
     try:
-        label = int(str(cell))
+        label = float(str(cell))
     except ValueError:
-        label = -1
-    if label < 0:
+        label = math.nan
+    if not label.is_integer() or label < -1:
         raise LeftOutError("bad row", f"the class '{cell}' is no whole number of at least 0")
-    return label
+    return None if label == -1 else int(label)
 
 
 def _first(usual: Sequence[str], present: Sequence[str]) -> str | None:

@@ -4,38 +4,40 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from latentdiff.config.errors import InputError
-from latentdiff.data.decode import BrokenSampleError
 from latentdiff.data.making.source import LeftOutError, Raw, Row, UnusableRow, read_image_file, stamp
+from latentdiff.data.sample import captions_of, parsed_json
 from latentdiff.data.segmentation import MAP_EXTENSION
 from latentdiff.data.shard_table import IMAGE_EXTENSIONS
 
+_BESIDE = ("txt", "json", "cls", MAP_EXTENSION)
 _OTHER_IMAGES = ("avif", "bmp", "gif", "heic", "jfif", "jp2", "jxl", "tif", "tiff")
 
 
 class FolderSource:
-    """Every jpg, jpeg, png and webp below ``folder``, sorted by path; hidden files and folders are passed over.
+    """Every jpg, jpeg, png and webp below ``folder``, sorted by path; links to folders are followed, hidden files and
+    folders passed over.
 
-    Captions come from the ``.txt`` beside the image, else from 'captions' or 'caption' of the ``.json`` beside it, all
-    of which is kept; the class from the ``.cls``. With ``class_folders`` the class is the first folder on the way to
-    the image: the number of its name among all of them, sorted. Maps that belong to no image and images of formats
-    that are not read are rows too, which are left out.
+    Captions come from the ``.txt`` and the ``.json`` beside the image as training reads them (``sample.captions_of``),
+    the class from the ``.cls``; all of the ``.json`` is kept. With ``class_folders`` the class is the first folder on
+    the way to the image: the number of its name among all of them, sorted. Maps that belong to no image, links to no
+    file and images of formats that are not read are rows too, which are left out.
 
-    Raises InputError where the folder is missing or without images.
+    Raises InputError where the folder is missing or without images, or a folder in it cannot be listed.
     """
 
     def __init__(self, folder: str | Path, *, class_folders: bool = False) -> None:
         self.folder = Path(folder)
         if not self.folder.is_dir():
             raise InputError(f"{folder} is not a folder; expected one with images")
-        visible = sorted(path.relative_to(self.folder) for path in self.folder.rglob("*"))
-        visible = [path for path in visible if not any(part.startswith(".") for part in path.parts)]
-        maps = [path for path in visible if _is_map(path)]
-        images = (path for path in visible if _extension(path) in IMAGE_EXTENSIONS and not _is_map(path))
+        files = sorted(_visible_files(self.folder))
+        maps = [path for path in files if _is_map(path)]
+        images = [path for path in files if _extension(path) in IMAGE_EXTENSIONS and not _is_map(path)]
         self._images = [path for path in images if (self.folder / path).is_file()]
         if not self._images:
             expected = " ".join(f".{extension}" for extension in IMAGE_EXTENSIONS)
@@ -44,8 +46,10 @@ class FolderSource:
         lone = f"no image goes with it: expected one named alike ('a.{MAP_EXTENSION}' goes with 'a.jpg')"
         unread = f"files of this format are not read; expected {' '.join(IMAGE_EXTENSIONS)}"
         self._unusable = [UnusableRow(str(path), "map without an image", lone) for path in maps if path not in owned]
-        self._unusable += [UnusableRow(str(p), "unreadable", unread) for p in visible if _extension(p) in _OTHER_IMAGES]
-        self.classes = _classes(self.folder, visible) if class_folders else None
+        self._unusable += [UnusableRow(str(p), "unreadable", unread) for p in files if _extension(p) in _OTHER_IMAGES]
+        lost = "no regular file, or a link to none"
+        self._unusable += [UnusableRow(str(p), "missing file", lost) for p in sorted(set(images) - set(self._images))]
+        self.classes = _classes(self.folder) if class_folders else None
 
     def __len__(self) -> int:
         return len(self._images) + len(self._unusable)
@@ -58,8 +62,12 @@ class FolderSource:
 
     def identity(self) -> dict[str, object]:
         digest = hashlib.sha256()
+        files = set(_visible_files(self.folder))
         for path in self._images:
-            digest.update(json.dumps(stamp(self.folder / path)).encode())
+            beside = (path.with_suffix(f".{extension}") for extension in _BESIDE)
+            for file in (self.folder / path, *(self.folder / file for file in beside if file in files)):
+                if file.is_file():
+                    digest.update(json.dumps(stamp(file)).encode())
         return {
             "folder": str(self.folder.resolve()),
             "classes": self.classes,
@@ -77,8 +85,9 @@ class _ImageRow:
     def load(self) -> Raw:
         path = self.folder / self.name
         image, map_data = read_image_file(path)
-        values = _values(path.with_suffix(".json"))
-        return Raw(image, _captions(path.with_suffix(".txt"), values), values, self._label(path), map_data)
+        values = parsed_json(_bytes(path.with_suffix(".json")))
+        captions = tuple(captions_of(_bytes(path.with_suffix(".txt")), values))
+        return Raw(image, captions, values, self._label(path), map_data)
 
     def _label(self, path: Path) -> str | int | None:
         if self.labels is None:
@@ -98,29 +107,31 @@ def _is_map(path: Path) -> bool:
     return path.name.lower().endswith(f".{MAP_EXTENSION}")
 
 
-def _classes(folder: Path, visible: list[Path]) -> list[str]:
-    names = [path.name for path in visible if len(path.parts) == 1 and (folder / path).is_dir()]
+def _visible_files(folder: Path) -> Iterator[Path]:
+    """Relative to ``folder``. InputError where a folder cannot be listed.
+
+    Links to folders are followed, but for one to a folder on the way to it, which would lead in a circle.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise InputError(f"{error.filename} cannot be listed ({error.strerror}); check its permissions") from error
+
+    above = {str(folder): [os.path.realpath(folder)]}
+    for here, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
+        way = above.pop(here)
+        places = {name: os.path.realpath(os.path.join(here, name)) for name in folders if not name.startswith(".")}
+        folders[:] = [name for name, place in places.items() if place not in way]
+        above |= {os.path.join(here, name): [*way, places[name]] for name in folders}
+        inside = Path(os.path.relpath(here, folder))
+        yield from (inside / name for name in files if not name.startswith("."))
+
+
+def _classes(folder: Path) -> list[str]:
+    names = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
     if not names:
         raise InputError(f"{folder} holds no folders; with classes as folders each class has one, named by it")
     return names
 
 
-def _values(path: Path) -> dict:
-    if not path.is_file():
-        return {}
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise BrokenSampleError(f"the .json beside it cannot be parsed ({error})") from error
-    if not isinstance(values, dict):
-        raise BrokenSampleError("the .json beside it is not an object")
-    return values
-
-
-def _captions(text: Path, values: dict) -> tuple[str, ...]:
-    several = values.get("captions")
-    if text.is_file():
-        found = [text.read_text(encoding="utf-8-sig", errors="replace")]
-    else:
-        found = several if isinstance(several, list) and several else [values.get("caption")]
-    return tuple(caption.strip() for caption in found if isinstance(caption, str) and caption.strip())
+def _bytes(path: Path) -> bytes | None:
+    return path.read_bytes() if path.is_file() else None

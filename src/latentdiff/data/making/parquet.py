@@ -7,13 +7,13 @@ from pathlib import Path
 
 from latentdiff.config.errors import InputError
 from latentdiff.data.making.columns import Columns
-from latentdiff.data.making.source import Row, Source, stamp
+from latentdiff.data.making.source import ImageSource, Row, stamp
 from latentdiff.data.making.table import Record, TableSource
 
 _BATCH_ROWS = 64
 
 
-def parquet_source(file: Path, columns: Columns, folder: Path) -> Source:
+def parquet_source(file: Path, columns: Columns, folder: Path) -> ImageSource:
     """Reads the file's description only where the images are inside, else all of its rows.
 
     Raises InputError where it is no Parquet file, has no rows or lacks a column, or pyarrow is not installed.

@@ -43,7 +43,7 @@ class Row(Protocol):
         """Raises LeftOutError, OSError or BrokenSampleError where the row gives no sample."""
 
 
-class Source(Protocol):
+class ImageSource(Protocol):
     """An ordered set of rows, each of which becomes one sample or is left out."""
 
     classes: Sequence[str] | None

@@ -92,10 +92,12 @@ def work_beside(dest: Path) -> Iterator[Work]:
     """The work for ``dest``. When the block ends without an error its shards' folder becomes ``dest``; else all stays
     as it is, to be taken up again, unless no shard is complete.
 
-    Raises InputError where ``dest`` exists and is not empty, or another process is at the same work.
+    Where ``dest`` is a link, what it leads to is meant. Raises InputError as ``refuse_occupied`` does, and where
+    another process is at the same work.
     """
+    dest = Path(os.path.realpath(dest))
     refuse_occupied(dest)
-    folder = dest.absolute().parent / f".{dest.name}.making"
+    folder = dest.parent / f".{dest.name}.making"
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / _JOURNAL, "a+", encoding="utf-8") as file:
         try:

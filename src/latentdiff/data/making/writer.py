@@ -14,16 +14,19 @@ from pathlib import Path
 
 from latentdiff.config.errors import InputError
 from latentdiff.data.making.images import Preparation
-from latentdiff.data.making.parallel import mapped
 from latentdiff.data.making.sample import Made, make_sample
-from latentdiff.data.making.source import Source
+from latentdiff.data.making.source import ImageSource
 from latentdiff.data.making.work import Progress, Work, work_beside
+from latentdiff.data.parallel import mapped
+from latentdiff.data.shard_table import printable
 from latentdiff.data.shards import write_index, write_shard
 from latentdiff.data.worker import available_cores
 
 LEFT_OUT_NAME = "left_out.jsonl"
 CLASSES_NAME = "classes.json"
 _VERSION = 1
+_CHUNK = 8
+"""Rows that go to a process at a time."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,7 @@ class Summary:
 
 
 def make_shards(
-    source: Source,
+    source: ImageSource,
     dest: str | Path,
     *,
     preparation: Preparation | None = None,
@@ -76,7 +79,8 @@ def make_shards(
         work.begin(command)
         resumed = work.progress.written
         prepare = partial(make_sample, preparation=preparation)
-        with closing(mapped(prepare, source.rows(work.progress.rows), processes or available_cores())) as made:
+        rows = source.rows(work.progress.rows)
+        with closing(mapped(prepare, rows, processes or available_cores(), chunk=_CHUNK)) as made:
             _write(work, _counted(made, work.progress, progress), samples_per_shard, keep_duplicates)
         _finish(work, source)
     infos = work.progress.infos
@@ -122,10 +126,10 @@ def _keyed(made: Made, key: str, digests: list[str]) -> dict:
     return {**made.sample, "__key__": key, "json": {**made.sample["json"], "key": key}}
 
 
-def _finish(work: Work, source: Source) -> None:
+def _finish(work: Work, source: ImageSource) -> None:
     notes = work.progress.notes
     if not work.progress.infos:
-        first = f", first {notes[0]['name']}: {notes[0]['why']}" if notes else ""
+        first = f", first {printable(notes[0]['name'])}: {printable(notes[0]['why'])}" if notes else ""
         raise InputError(f"none of the {len(source)} rows gives a sample{first}")
     if source.classes is not None:
         _write_file(work.shards / CLASSES_NAME, json.dumps(list(source.classes), ensure_ascii=False, indent=1) + "\n")

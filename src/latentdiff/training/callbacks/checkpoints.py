@@ -16,8 +16,11 @@ from latentdiff.checkpoint import shelf, store
 from latentdiff.checkpoint.space import free_bytes, readable, tensor_bytes
 from latentdiff.checkpoint.store import BEST, LAST
 from latentdiff.config.errors import InputError, RunError
+from latentdiff.training.callbacks.at_least import at_least_one
 from latentdiff.training.callbacks.metrics_log import NonFiniteError
-from latentdiff.training.checkpoint_io import describe
+from latentdiff.training.callbacks.refusal import not_fatal
+from latentdiff.training.checkpoint_io import DirectoryCheckpointIO, describe
+from latentdiff.training.counters import refuse_different_starts
 from latentdiff.training.parallel import total_norm
 
 _log = logging.getLogger(__name__)
@@ -51,10 +54,9 @@ class Checkpoints(Callback):
     def __init__(
         self, *, run_dir: str, every: int = 1000, keep: int = 2, monitor: str | None = None, maximize: bool = False
     ):
-        if keep < 1:
-            raise InputError(f"callbacks.checkpoints.keep: expected at least 1 checkpoint, got {keep}")
         self.folder = Path(run_dir) / "checkpoints"
-        self.every, self.keep, self.monitor, self.maximize = every, keep, monitor, maximize
+        self.every, self.keep = at_least_one("checkpoints.every", every), at_least_one("checkpoints.keep", keep)
+        self.monitor, self.maximize = monitor, maximize
         self.best: float | None = None
         self._failures = 0
         """Saves that failed since the last that did not."""
@@ -64,6 +66,10 @@ class Checkpoints(Callback):
         self._seconds_before = 0.0
         self._began = 0.0
 
+    def setup(self, trainer: pl.Trainer, module: pl.LightningModule, stage: str) -> None:
+        """Before any rank loads anything: Lightning would go on with different states, or hang."""
+        refuse_different_starts(trainer.datamodule.start_batch)
+
     def on_load_checkpoint(self, trainer, module, checkpoint: dict) -> None:
         self._seconds_before = checkpoint["latentdiff"]["extra"].get("seconds", 0.0)
 
@@ -71,7 +77,7 @@ class Checkpoints(Callback):
         self._began = time.perf_counter()
         if trainer.is_global_zero:
             durable.tidy(self.folder)
-            self.best = self._best_so_far()
+            self.best = self._best_so_far(trainer.strategy.checkpoint_io)
             self._look_for_room(trainer, module)
         self.best = trainer.strategy.broadcast(self.best)
 
@@ -125,7 +131,8 @@ class Checkpoints(Callback):
         if name == LAST:
             self._saved = now
             if trainer.is_global_zero:
-                shelf.prune(self.folder, self.keep)
+                with not_fatal(self.folder):
+                    shelf.prune(self.folder, self.keep)
         return True
 
     def _bear(self, trainer: pl.Trainer, message: str, must: bool) -> None:
@@ -137,14 +144,20 @@ class Checkpoints(Callback):
         if trainer.is_global_zero:
             _log.warning("%s; training goes on (%d in a row failed, %d end the run)", message, self._failures, FAILURES)
 
-    def _best_so_far(self) -> float | None:
-        if self.monitor is None or not (self.folder / BEST).exists():
+    def _best_so_far(self, files: DirectoryCheckpointIO) -> float | None:
+        """What a validation has to beat: the value of a ``best`` that is whole and was trained on the same samples."""
+        best = self.folder / BEST
+        if self.monitor is None or not best.exists():
             return None
         try:
-            return store.read_manifest(self.folder / BEST).extra.get(self.monitor)
+            manifest = store.verify(best)
         except InputError as error:
             _log.warning("%s; the next validation replaces it", error)
             return None
+        if _samples(manifest.data) != _samples(files.data):
+            _log.warning("'%s' is of other training samples; the next validation replaces it", best)
+            return None
+        return manifest.extra.get(self.monitor)
 
     def _look_for_room(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Warns of a disk that is almost full; Adam's two moments are counted before they are there."""
@@ -162,6 +175,10 @@ class Checkpoints(Callback):
         values = {k: float(v) for k, v in trainer.callback_metrics.items() if validated and k.startswith("val/")}
         seconds = self._seconds_before + time.perf_counter() - self._began
         checkpoint["latentdiff"] = describe(module, trainer.world_size, {"seconds": round(seconds, 1), **values})
+
+
+def _samples(data: dict | None) -> str | None:
+    return None if data is None else data["fingerprint"]
 
 
 def _refuse_ruined_weights(module: pl.LightningModule) -> None:

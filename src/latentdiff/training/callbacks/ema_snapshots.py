@@ -15,6 +15,7 @@ from torch import Tensor
 from latentdiff import durable
 from latentdiff.checkpoint import store
 from latentdiff.config.errors import InputError
+from latentdiff.training.callbacks.at_least import at_least_one
 from latentdiff.training.callbacks.refusal import not_fatal
 from latentdiff.training.parallel import gathered, is_sharded
 
@@ -51,17 +52,17 @@ class EmaSnapshots(Callback):
     """
 
     def __init__(self, *, run_dir: str, total: int, count: int = 40, dtype: Precision = "float32"):
-        if count < 1:
-            raise InputError(f"callbacks.ema_snapshots.count: expected at least 1 snapshot, got {count}")
         if dtype not in get_args(Precision):
             raise InputError(
                 f"callbacks.ema_snapshots.dtype: expected {' or '.join(get_args(Precision))}, got {dtype!r}"
             )
-        self.folder, self.every, self.dtype = Path(run_dir) / FOLDER, max(1, total // count), dtype
+        self.every = max(1, total // at_least_one("ema_snapshots.count", count))
+        self.folder, self.dtype = Path(run_dir) / FOLDER, dtype
         self._taken = -1
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         if trainer.is_global_zero:
+            durable.tidy(self.folder)
             for snapshot in read_snapshots(self.folder):
                 if snapshot.batches_seen > module.counters.batches_seen:
                     _description(self.folder / snapshot.weights).unlink()

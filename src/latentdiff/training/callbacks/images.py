@@ -13,6 +13,7 @@ from torch import Tensor
 from latentdiff.evaluation.grid import COMPARISON, comparison, save_grid
 from latentdiff.evaluation.inputs import beside_inputs, condition_texts
 from latentdiff.generation.pipeline import LatentPipeline, to_uint8
+from latentdiff.training.callbacks.at_least import at_least_one
 from latentdiff.training.callbacks.interruption import stop_pending
 from latentdiff.training.callbacks.refusal import not_fatal
 from latentdiff.training.parallel import is_sharded
@@ -30,7 +31,8 @@ class ReconstructionGrid(Callback):
 
     def __init__(self, *, run_dir: str, every: int = 1000, count: int = 8):
         self.folder = Path(run_dir) / "reconstructions"
-        self.every, self.count = every, count
+        self.every = at_least_one("reconstructions.every", every)
+        self.count = at_least_one("reconstructions.count", count)
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_index) -> None:
         if module.counters.batches_seen % self.every == 0:
@@ -92,7 +94,8 @@ class SampleGrid(Callback):
     ):
         self.folder = Path(run_dir) / "samples"
         self.sampler, self.grid, self.steps, self.guidance = sampler, grid, steps, guidance
-        self.every, self.count, self.seed = every, count, seed
+        self.every = at_least_one("samples.every", every)
+        self.count, self.seed = at_least_one("samples.count", count), seed
         self.captions, self.labels = captions, labels
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_index) -> None:

@@ -79,22 +79,29 @@ class Interruption(Callback):
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_index) -> None:
         self._boundary(trainer, module)
 
+    def on_validation_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self._note_save()
+
     def on_validation_batch_end(self, trainer, module, outputs, batch, batch_index, dataloader_idx=0) -> None:
         if not trainer.sanity_checking:
             self._boundary(trainer, module)
 
     def _boundary(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self._note_save()
         now = time.monotonic()
-        step = now - self._boundary_at
-        if self._saving_since is not None:
-            self._save_took, self._saving_since = now - self._saving_since, None
-            step -= self._save_took
-        number, time_is_up, measure = self._agreed([self._signal, *self._judge_time(now - self._began, step)])
+        judged = self._judge_time(now - self._began, now - self._boundary_at)
+        number, time_is_up, measure = self._agreed([self._signal, *judged])
         if number or time_is_up:
             self._stop(trainer, module, number)
         if measure:
             self._save(trainer, module)
         self._boundary_at = time.monotonic()
+
+    def _note_save(self) -> None:
+        """That a save, if there was one, is over; its time is none of the step to the next boundary."""
+        if self._saving_since is not None:
+            self._save_took, self._saving_since = time.monotonic() - self._saving_since, None
+            self._boundary_at += self._save_took
 
     def _judge_time(self, elapsed: float, step: float) -> tuple[bool, bool]:
         """Whether the time is up, and whether a save should be measured."""
@@ -113,11 +120,11 @@ class Interruption(Callback):
 
     def _save(self, trainer: pl.Trainer, module: pl.LightningModule) -> bool:
         """False where there is nothing that saves."""
-        began = self._saving_since = time.monotonic()
+        self._saving_since = time.monotonic()
         saving = [callback for callback in trainer.callbacks if isinstance(callback, Checkpoints)]
         for callback in saving:
             callback.save_now(trainer, module)
-        self._save_took, self._saving_since = time.monotonic() - began, None
+        self._note_save()
         return bool(saving)
 
     def _stop(self, trainer: pl.Trainer, module: pl.LightningModule, number: int) -> None:

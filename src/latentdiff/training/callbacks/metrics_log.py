@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytorch_lightning as pl
@@ -17,6 +16,8 @@ from pytorch_lightning.callbacks import Callback
 
 from latentdiff import durable
 from latentdiff.config.errors import RunError
+from latentdiff.training.callbacks.at_least import at_least_one
+from latentdiff.training.callbacks.refusal import not_fatal
 
 _log = logging.getLogger(__name__)
 
@@ -40,20 +41,26 @@ class MetricsLog(Callback):
 
     def __init__(self, *, run_dir: str, every: int = 50, echo: bool = False):
         self.path = Path(run_dir) / "metrics.jsonl"
-        self.every, self.echo = every, echo
+        self.every, self.echo = at_least_one("log.every", every), echo
         self._since: tuple[float, int] | None = None
         self._validated_at = -1
         """Batches seen at the validation whose line stands already: resumed, a run may repeat it."""
         self._waiting: list[str] = []
         """Lines that the disk has not taken yet."""
-        self._refused = False
-        """Whether it was said that the disk refuses."""
+        self._told: set[str] = set()
+        """Of what it was said that the disk refuses it."""
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        failure = None
         if trainer.is_global_zero and self.path.exists():
-            _drop_lines_after(self.path, module.counters.batches_seen)
-            self._validated_at = _last_validation(self.path)
-        self._validated_at = trainer.strategy.broadcast(self._validated_at)
+            try:
+                _drop_lines_after(self.path, module.counters.batches_seen)
+                self._validated_at = _last_validation(self.path)
+            except OSError as error:
+                failure = f"'{self.path}' cannot be continued: {error}; make it readable and writable, or move it away"
+        self._validated_at, failure = trainer.strategy.broadcast((self._validated_at, failure))
+        if failure is not None:
+            raise RunError(failure)
         self._since = (time.perf_counter(), module.counters.images_seen)
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_index) -> None:
@@ -81,7 +88,7 @@ class MetricsLog(Callback):
             self._waiting.append(json.dumps({**counters, **valid}) + "\n")
             self._write_waiting()
             for logger in trainer.loggers:
-                with self._bearing():
+                with not_fatal(type(logger).__name__, told=self._told):
                     logger.log_metrics(
                         {**values, "images_seen": counters["images_seen"]}, step=counters["batches_seen"]
                     )
@@ -95,25 +102,21 @@ class MetricsLog(Callback):
             )
 
     def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self._finish()
+
+    def on_exception(self, trainer: pl.Trainer, module: pl.LightningModule, exception: BaseException) -> None:
+        self._finish()
+
+    def _finish(self) -> None:
         if self._waiting:
             self._write_waiting()
         if self._waiting:
             _log.warning("the last %d lines of '%s' are lost: the disk refused them", len(self._waiting), self.path)
 
     def _write_waiting(self) -> None:
-        with self._bearing():
+        with not_fatal(self.path, told=self._told):
             durable.append(self.path, "".join(self._waiting))
             self._waiting.clear()
-
-    @contextmanager
-    def _bearing(self) -> Iterator[None]:
-        """A disk that refuses is mentioned, once."""
-        try:
-            yield
-        except OSError as error:
-            if not self._refused:
-                _log.warning("'%s': %s; lines wait in memory until they can be written", self.path, error)
-            self._refused = True
 
 
 def _mean_over_ranks(values: dict[str, float], module: pl.LightningModule) -> dict[str, float]:
@@ -125,21 +128,29 @@ def _mean_over_ranks(values: dict[str, float], module: pl.LightningModule) -> di
 
 
 def _drop_lines_after(path: Path, batches_seen: int) -> None:
-    """Those of batches that the checkpoint has not seen, and a last one that a killed process left unfinished."""
-    lines = path.read_text().splitlines(keepends=True)
-    kept = [line for line in lines if _seen(line) <= batches_seen]
-    if len(kept) < len(lines):
-        with durable.new_file(path) as staged:
-            staged.write_text("".join(kept))
+    """Those of batches that the checkpoint has not seen, and a last one that a killed process left unfinished.
+
+    Lines are in the order of the batches. The file only gets shorter: a full disk allows that.
+    """
+    lines = _lines(path)
+    keep = max((i + 1 for i, line in enumerate(lines) if _seen(line) <= batches_seen), default=0)
+    if keep < len(lines):
+        os.truncate(path, sum(map(len, lines[:keep])))
+        durable.flush(path)
 
 
 def _last_validation(path: Path) -> int:
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
-    return max((line["batches_seen"] for line in lines if any(name.startswith("val/") for name in line)), default=-1)
+    seen = [_seen(line) for line in _lines(path) if b'"val/' in line]
+    return max((int(batches) for batches in seen if batches < math.inf), default=-1)
 
 
-def _seen(line: str) -> float:
+def _lines(path: Path) -> list[bytes]:
+    return path.read_bytes().splitlines(keepends=True)
+
+
+def _seen(line: bytes) -> float:
+    """Infinite where the line is not whole."""
     try:
-        return json.loads(line)["batches_seen"] if line.endswith("\n") else math.inf
-    except ValueError:
+        return json.loads(line)["batches_seen"] if line.endswith(b"\n") else math.inf
+    except (ValueError, KeyError, TypeError):
         return math.inf

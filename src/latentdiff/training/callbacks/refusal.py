@@ -11,9 +11,12 @@ _log = logging.getLogger(__name__)
 
 
 @contextmanager
-def not_fatal(path: Path) -> Iterator[None]:
-    """A write of ``path`` that the disk refuses is mentioned, and given up."""
+def not_fatal(what: str | Path, *, told: set[str] | None = None) -> Iterator[None]:
+    """What the disk refuses is mentioned, and given up; once for each name in ``told``, where that is given."""
     try:
         yield
     except OSError as error:
-        _log.warning("'%s' not written: %s", path, error)
+        if told is None or str(what) not in told:
+            _log.warning("'%s' left as it is: %s", what, error)
+        if told is not None:
+            told.add(str(what))

@@ -10,7 +10,8 @@ import torch.distributed as dist
 from pytorch_lightning.callbacks import Callback
 from torch import Tensor
 
-from latentdiff.config.errors import InputError, RunError
+from latentdiff.config.errors import RunError
+from latentdiff.training.callbacks.at_least import at_least_one
 from latentdiff.training.parallel import is_sharded
 
 AVERAGES = ("ema.", "power_ema.")
@@ -32,9 +33,7 @@ class ReplicaCheck(Callback):
     """
 
     def __init__(self, *, every: int = 1000):
-        if every < 1:
-            raise InputError(f"callbacks.replicas.every: expected at least 1 batch, got {every}")
-        self.every = every
+        self.every = at_least_one("replicas.every", every)
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, *_: object) -> None:
         if trainer.world_size > 1 and not is_sharded(module) and module.counters.batches_seen % self.every == 0:

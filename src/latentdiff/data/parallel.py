@@ -14,30 +14,30 @@ from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
 from typing import TypeVar
 
-_CHUNK = 8
 _WAITING_PER_PROCESS = 2
 
 In = TypeVar("In")
 Out = TypeVar("Out")
 
 
-def mapped(function: Callable[[In], Out], items: Iterable[In], processes: int) -> Iterator[Out]:
+def mapped(function: Callable[[In], Out], items: Iterable[In], processes: int, *, chunk: int = 1) -> Iterator[Out]:
     """``function`` of each item, in the items' order; with 1 process in this one.
 
-    At most 16 items per process are on their way at a time. Processes leave when this one is gone; an interrupt from
-    the keyboard is this one's to heed. Raises ChildProcessError where one was killed.
+    Items go to the processes ``chunk`` at a time, and at most two chunks per process are on their way. Processes leave
+    when this one is gone; an interrupt from the keyboard is this one's to heed. Raises ChildProcessError where one was
+    killed.
     """
     if processes == 1:
         yield from map(function, items)
         return
-    # forking spares the children the import of the main program; they only decode and encode
+    # forking spares the children the import of the main program; they get what they need with their items
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
     pool = ProcessPoolExecutor(processes, context, initializer=_begin)
     waiting: deque[Future[list[Out]]] = deque()
     iterator = iter(items)
     try:
-        while chunk := list(islice(iterator, _CHUNK)):
-            waiting.append(pool.submit(_each, function, chunk))
+        while some := list(islice(iterator, chunk)):
+            waiting.append(pool.submit(_each, function, some))
             if len(waiting) >= _WAITING_PER_PROCESS * processes:
                 yield from waiting.popleft().result()
         while waiting:
