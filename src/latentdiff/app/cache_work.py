@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import os
@@ -30,6 +29,7 @@ from latentdiff.config.instantiate import build
 from latentdiff.data.cached import EMPTY_TEXT, SETS, CacheManifest, dump_text
 from latentdiff.data.datamodule import DataModule
 from latentdiff.data.index import INDEX_NAME, index_shards
+from latentdiff.data.making.work import take
 from latentdiff.data.shard_files import sha256_of
 from latentdiff.data.shard_set import ShardSet
 from latentdiff.data.shards import refuse_occupied, write_shard
@@ -211,10 +211,7 @@ def _taken_up(work: Path, manifest: CacheManifest, *, first: bool) -> Iterator[N
     for folder in (*(work / _MADE / name for name in SETS), work / _DONE):
         folder.mkdir(parents=True, exist_ok=True)
     with open(work / _COMMAND, "a+", encoding="utf-8") as file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError) as error:
-            raise InputError(f"another process is at work in {work}; wait for it or name another DEST") from error
+        take(file, f"another process is at work in {work}; wait for it or name another DEST")
         wanted = json.dumps(vars(manifest), sort_keys=True)
         file.seek(0)
         if (begun := file.read()) and begun != wanted:

@@ -100,10 +100,7 @@ def work_beside(dest: Path) -> Iterator[Work]:
     folder = dest.parent / f".{dest.name}.making"
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / _JOURNAL, "a+", encoding="utf-8") as file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError) as error:
-            raise InputError(f"another process is making {dest}; wait for it or name another destination") from error
+        take(file, f"another process is making {dest}; wait for it or name another destination")
         work = Work(folder, file)
         try:
             yield work
@@ -116,6 +113,14 @@ def work_beside(dest: Path) -> Iterator[Work]:
         finally:
             if done:
                 shutil.rmtree(folder)
+
+
+def take(file: TextIO, refusal: str) -> None:
+    """Locks the open file until it is closed; where another process has it, InputError with ``refusal``."""
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError) as error:
+        raise InputError(refusal) from error
 
 
 def _check_same(begun: dict, command: dict, folder: Path) -> None:
