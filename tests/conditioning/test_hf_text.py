@@ -5,9 +5,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from latentdiff.conditioning import hub
 from latentdiff.conditioning.hf_text import HfText
 from latentdiff.config.errors import InputError
+from latentdiff.models import hub
 from latentdiff.types import Batch
 
 CAPTIONS = ["a red circle", "two blue boxes on white", ""]

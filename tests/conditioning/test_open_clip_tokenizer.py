@@ -4,8 +4,8 @@ import open_clip
 import pytest
 import torch
 
-from latentdiff.conditioning.open_clip_tokenizer import OpenClipTokenizer
 from latentdiff.config.errors import InputError
+from latentdiff.models.open_clip_tokenizer import OpenClipTokenizer
 
 SIZES = {"embed_dim": 8, "vision_cfg": {"image_size": 8, "layers": 1, "width": 8, "head_width": 8, "patch_size": 4}}
 CAPTIONS = ["a red circle", "a red circle on white", "a red circle on a white star", ""]

@@ -122,7 +122,10 @@ def clip_without_weights(monkeypatch: pytest.MonkeyPatch) -> None:
 
     from latentdiff.conditioning import open_clip_text
 
-    monkeypatch.setattr(open_clip_text, "_load", lambda model, weights: open_clip.create_model(model, device="meta"))
+    def built(*, model: str, weights: str, option: str, model_config: str | None = None) -> torch.nn.Module:
+        return open_clip.create_model(model, device="meta")
+
+    monkeypatch.setattr(open_clip_text, "load_open_clip", built)
 
 
 @pytest.mark.parametrize("name", SIZES)

@@ -123,7 +123,7 @@ def test_a_model_trained_from_a_cache_is_whole(programs, settings, clip_cache, m
     """Training never loads the text encoder; sample.py does."""
     run = (*from_cache(clip_cache), f"run_dir={tmp_path}")
     with monkeypatch.context() as patch:
-        patch.setattr("latentdiff.conditioning.open_clip_text._load", None)
+        patch.setattr("latentdiff.conditioning.open_clip_text.load_open_clip", None)
         train_cached(programs, settings("frozen text"), *run, "max_batches=2")
         train_cached(programs, settings("frozen text"), *run, "max_batches=4")
     assert isinstance(load_diffusion(tmp_path).conditioner, OpenClipText)

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from latentdiff.conditioning.dropping import check_drop, dropped_samples
 from latentdiff.conditioning.hf_tokenizer import HfTokenizer
-from latentdiff.conditioning.hub import load_pretrained, transformers_module
 from latentdiff.conditioning.tokenizer import captions_of, drop_captions
 from latentdiff.config.errors import InputError
 from latentdiff.diffusion.noise import Draws
+from latentdiff.models.hub import load_pretrained, transformers_module
 from latentdiff.nn.freeze import freeze
 from latentdiff.types import Batch, Codec, Conditioning
 

@@ -6,9 +6,9 @@ from functools import partial
 
 from torch import Tensor
 
-from latentdiff.conditioning.hub import load_pretrained, transformers_module
-from latentdiff.conditioning.token_limit import TokenLimit
 from latentdiff.config.errors import InputError
+from latentdiff.models.hub import load_pretrained, transformers_module
+from latentdiff.models.token_limit import TokenLimit
 
 
 class HfTokenizer:

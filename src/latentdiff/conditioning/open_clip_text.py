@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import pickle
-import warnings
-
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from latentdiff.conditioning.dropping import check_drop, dropped_samples
-from latentdiff.conditioning.hub import check_within_reach
-from latentdiff.conditioning.open_clip_tokenizer import OpenClipTokenizer
 from latentdiff.conditioning.tokenizer import captions_of, drop_captions
 from latentdiff.config.errors import InputError
 from latentdiff.diffusion.noise import Draws
+from latentdiff.models.open_clip_model import load_open_clip
+from latentdiff.models.open_clip_tokenizer import OpenClipTokenizer
 from latentdiff.nn.freeze import freeze
 from latentdiff.types import Batch, Codec, Conditioning
 
@@ -56,13 +52,7 @@ class OpenClipText(nn.Module):
         model_config: str | None = None,
     ):
         super().__init__()
-        import open_clip
-
-        if model_config is not None:
-            open_clip.add_model_config(model_config)
-        if model not in open_clip.list_models():
-            raise InputError(f"conditioner.model: open_clip has no model '{model}'; open_clip.list_models() lists them")
-        clip = _load(model, weights)
+        clip = load_open_clip(model=model, weights=weights, model_config=model_config, option="conditioner")
         tower = _text_half(clip, model)
         blocks = len(tower.transformer.resblocks)
         if not 1 <= block <= blocks:
@@ -122,32 +112,6 @@ def padded_with_end(ids: Tensor) -> Tensor:
     """CLIP's token ids (B, L) with all that follows an end token, the highest in a row, turned into end tokens."""
     end = ids.amax(dim=1, keepdim=True)
     return torch.where((ids == end).cumsum(dim=1) > 0, end, ids)
-
-
-def _load(model: str, weights: str) -> nn.Module:
-    import open_clip
-
-    if not weights:
-        raise InputError("conditioner.weights: name a pretrained tag or a file; without them CLIP is random")
-    try:
-        if repository := open_clip.get_pretrained_cfg(model, weights).get("hf_hub"):
-            check_within_reach("/".join(repository.split("/")[:2]))
-        with warnings.catch_warnings():
-            warnings.filterwarnings("error", message="QuickGELU mismatch")
-            clip = open_clip.create_model(model, pretrained=weights)
-    except UserWarning as error:
-        raise InputError(
-            f"conditioner.model: '{weights}' was trained with another activation than open_clip's {model} computes "
-            f"({error}); use {model.removesuffix('-quickgelu')} or {model.removesuffix('-quickgelu')}-quickgelu"
-        ) from error
-    except (RuntimeError, OSError, ValueError, pickle.UnpicklingError, SafetensorError) as error:
-        tags = open_clip.list_pretrained_tags_by_model(model)
-        raise InputError(
-            f"conditioner.weights: could not load '{weights}' for open_clip's {model} ({error}). "
-            f"Give one of the tags {tags} on a machine that can download it, or the path of a file: fetch "
-            "open_clip_pytorch_model.bin or .safetensors of that tag from its page on the Hugging Face hub"
-        ) from error
-    return clip
 
 
 def _text_half(clip: nn.Module, model: str) -> nn.Module:

@@ -8,8 +8,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from latentdiff.conditioning.token_limit import TokenLimit
 from latentdiff.config.errors import InputError
+from latentdiff.models.token_limit import TokenLimit
 from latentdiff.types import Batch
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from latentdiff.conditioning.token_limit import TokenLimit
 from latentdiff.config.errors import InputError
+from latentdiff.models.token_limit import TokenLimit
 
 
 class OpenClipTokenizer:
@@ -26,7 +26,7 @@ class OpenClipTokenizer:
             self._tokenize = open_clip.get_tokenizer(model)
         except (ImportError, OSError, ValueError) as error:
             raise InputError(
-                f"conditioner.model: the tokenizer of open_clip's {model} could not be loaded ({error}); it is one of "
+                f"the tokenizer of open_clip's {model} could not be loaded ({error}); it is one of "
                 "the Hugging Face hub: install latentdiff[hf] and load it once where the hub can be reached"
             ) from error
         if isinstance(self._tokenize, HFTokenizer) and not self._tokenize.tokenizer_mode:
@@ -34,7 +34,7 @@ class OpenClipTokenizer:
         elif isinstance(self._tokenize, SimpleTokenizer):
             self._lengths = self._byte_pair_lengths
         else:
-            raise InputError(f"conditioner.model: the tokenizer of open_clip's {model} is of a kind not supported here")
+            raise InputError(f"the tokenizer of open_clip's {model} is of a kind not supported here")
         self.limit = TokenLimit(reader=f"open_clip's {model}", limit=self._tokenize.context_length)
 
     @property

@@ -2,8 +2,8 @@ import logging
 
 import pytest
 
-from latentdiff.conditioning import token_limit
-from latentdiff.conditioning.token_limit import TokenLimit
+from latentdiff.models import token_limit
+from latentdiff.models.token_limit import TokenLimit
 
 
 @pytest.fixture(autouse=True)

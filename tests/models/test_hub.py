@@ -4,8 +4,8 @@ import huggingface_hub
 import pytest
 from huggingface_hub.errors import RepositoryNotFoundError
 
-from latentdiff.conditioning import hub
 from latentdiff.config.errors import InputError
+from latentdiff.models import hub
 
 
 class Loader:

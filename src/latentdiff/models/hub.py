@@ -24,8 +24,8 @@ def transformers_module() -> ModuleType:
         import transformers
     except ImportError as error:
         raise InputError(
-            f"this conditioner needs transformers ({error}): pip install 'latentdiff[hf]', or take "
-            "conditioner=text_transformer or conditioner=open_clip_text, which do without"
+            f"this needs transformers ({error}): pip install 'latentdiff[hf]'; the conditioners text_transformer and "
+            "open_clip_text and the features of open_clip do without"
         ) from error
     return transformers
 
@@ -73,8 +73,9 @@ def _load(load: Callable[..., T], name: str, *, local: bool) -> T:
         return load(name, local_files_only=local)
     except FAULTS as error:
         raise InputError(
-            f"'{name}' could not be loaded through transformers ({error}). Expected config.json, the tokenizer's files "
-            "(tokenizer.json, vocab.txt or spiece.model) and weights as .safetensors; pickled ones are not read"
+            f"'{name}' could not be loaded through transformers ({error}). Expected config.json, weights as "
+            ".safetensors, since pickled ones are not read, and for text the tokenizer's files (tokenizer.json, "
+            "vocab.txt or spiece.model)"
         ) from error
 
 
