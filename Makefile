@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo results test test-slow test-faults test-gpu bench lint clean
+.PHONY: install demo results test test-slow test-faults test-browser test-gpu bench lint clean
 
 install: $(STAMP)
 
@@ -30,6 +30,11 @@ test-slow: install
 
 test-faults: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m faults -rP
+
+# Skipped with the reason where there is no Chromium: playwright's own (playwright install chromium) or the system's.
+test-browser: install
+	$(BIN)/python -m pip install --quiet -e '.[browser]'
+	$(BIN)/python -m pytest -m browser -rs
 
 test-gpu: install
 	$(BIN)/python -m pytest -m gpu

@@ -6,7 +6,7 @@ Shapes: B samples, (H, W) pixels, (C, h, w) latents, (L, D) tokens.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Protocol, runtime_checkable
 
@@ -225,8 +225,32 @@ class Guidance(Protocol):
     def __call__(self, denoiser: object, x_t: Tensor, t: Tensor, conditions: Conditions) -> Tensor: ...
 
 
-class Metric(Protocol):
-    """Accumulates over generated images, keyed by index; ``compute`` is the same on every rank."""
+Column = Tensor | list
+"""One entry per image: a tensor (N, ...), or a list of what JSON can say."""
 
-    def update(self, images: Tensor, batch: Batch) -> None: ...
-    def compute(self) -> dict[str, float]: ...
+
+class Rows(Protocol):
+    """What was measured of images 0 .. N - 1, by column, in the order of their indices."""
+
+    def __len__(self) -> int: ...
+
+    def column(self, name: str) -> Column:
+        """The whole column, tensors on the CPU. KeyError where there is none."""
+        ...
+
+    def blocks(self, name: str) -> Iterator[Tensor]:
+        """The same tensor in consecutive parts of a size that depends on nothing but the evaluation's chunks."""
+        ...
+
+
+class Metric(Protocol):
+    """Rows of images, and results from the rows of all images. Keeps nothing between calls, so that which process
+    measured which images, and when, changes nothing."""
+
+    def measure(self, images: Tensor, batch: Batch) -> Mapping[str, Column]:
+        """Images, uint8 (B, 3, H, W), made for ``batch``, whose first has the index ``batch.start`` -> its columns."""
+        ...
+
+    def result(self, rows: Rows) -> dict[str, object]:
+        """JSON-ready numbers, by name."""
+        ...

@@ -11,7 +11,8 @@ import torch
 from omegaconf import OmegaConf
 from PIL import Image
 
-from latentdiff.app import evaluate, schema
+from latentdiff.app import evaluate, evaluation_parts, one_evaluation, schema
+from latentdiff.app.ranks import Ranks
 from latentdiff.app.subject import Subject, data_for, metrics_for
 from latentdiff.checkpoint import store
 from latentdiff.checkpoint.models import load_codec
@@ -22,7 +23,7 @@ from latentdiff.data.shards import write_shards
 from latentdiff.evaluation.stage_one import MeasuredReconstruction
 from latentdiff.generation.pipeline import Reconstruction
 from latentdiff.metrics.caption_accuracy import CaptionAccuracy
-from latentdiff.metrics.frechet import FrechetDistance
+from latentdiff.metrics.on_features import OnFeatures
 from latentdiff.metrics.reconstruction import PSNR_CEILING, psnr, ssim
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -84,8 +85,9 @@ def evaluated(shards, tmp_path):
     def run(path, *overrides):
         schema.register()
         data = ("data=webdataset", f"data.train={shards / 'train'}", f"data.val={shards / 'val'}", "data.size=16")
-        given = (*data, f"checkpoint={path}", f"run_dir={tmp_path / 'run'}", "trainer=cpu", "batch_size=3", *overrides)
-        cfg, faults = compose(CONFIGS, "evaluate", list(given))
+        given = (*data, f"checkpoint={path}", "trainer=cpu", "batch_size=3", f"run_dir={tmp_path / 'run'}", *overrides)
+        last = {override.partition("=")[0]: override for override in given}
+        cfg, faults = compose(CONFIGS, "evaluate", list(last.values()))
         assert faults == []
         evaluate.run(cfg)
         return json.loads((tmp_path / "run" / "results.json").read_text())
@@ -98,7 +100,7 @@ def test_a_first_stage_on_photographs(checkpoint, evaluated, shards, tmp_path, c
     found = evaluated(path, "num_images=7")
     results = found["results"]
     assert set(results) == {"frechet", "reconstruction", "latents"}
-    assert set(results["frechet"]) == {"fd_randconv-v1_n7"}
+    assert set(results["frechet"]) == {"rfd_randconv-v1_n7"}
     images = validation_images(shards)
     rebuilt = MeasuredReconstruction(codec=load_codec(path), device="cpu")(images, [])
     measured = results["reconstruction"]
@@ -111,7 +113,7 @@ def test_a_first_stage_on_photographs(checkpoint, evaluated, shards, tmp_path, c
     assert ("kl_nats_per_image" in latents) == (kind == "kl")
     assert ("codebook" in latents) == (kind == "vq")
     assert latents["whitened"]["largest_std"] == pytest.approx(latents["largest_std"] / 2)
-    assert found["card"]["metrics"]["patch_pca"]["fitted_on_images"] == 24
+    assert found["card"]["protocol"]["metrics"]["reconstruction"]["patch_pca"]["fitted_on_images"] == 24
     out = capsys.readouterr().out
     assert "latent channels" in out
     assert "reconstruction.patch_pca_psnr" in out
@@ -134,24 +136,92 @@ def test_more_images_than_there_are(checkpoint, evaluated):
         evaluated(checkpoint[1], "num_images=8")
 
 
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["sampler.steps=3"], r"sampler\.steps: a first stage samples nothing"),
+        (["guidance.scale=3"], r"guidance\.scale: a first stage samples nothing"),
+        (["sampler=ddpm"], r"sampler\.\w+: a first stage samples nothing"),
+        (["lossy=true"], "lossy: it is for images=PATH"),
+        (["num_reference=0"], "num_reference: expected at least 2 real images, got 0"),
+        (["num_reference=1"], "num_reference: expected at least 2 real images, got 1"),
+        (["num_reference=5", "reference=x.npz"], "num_reference: the reference is a file"),
+    ],
+)
+def test_settings_that_do_nothing_are_refused(checkpoint, evaluated, monkeypatch, overrides, message):
+    monkeypatch.setattr(one_evaluation, "fill", None)
+    with pytest.raises(InputError, match=message):
+        evaluated(checkpoint[1], "num_images=7", *overrides)
+
+
+def test_a_finished_evaluation_is_measured_again_and_no_other_in_its_place(
+    checkpoint, evaluated, tmp_path, monkeypatch, capsys
+):
+    first, run = evaluated(checkpoint[1], "num_images=7"), tmp_path / "run"
+    with monkeypatch.context() as patched:
+        patched.setattr(one_evaluation, "fill", None)
+        before = {path: path.read_bytes() for path in run.iterdir()}
+        with pytest.raises(InputError, match=r"holds another evaluation (?s:.*)protocol\.samples\.count: 7 \| 6"):
+            evaluated(checkpoint[1], "num_images=6")
+        assert {path: path.read_bytes() for path in run.iterdir()} == before
+        with pytest.raises(TypeError, match="not callable"):
+            evaluated(checkpoint[1], "num_images=7", "neighbours=0")
+        assert [path.name for path in run.iterdir()] == ["chunks"], "no results beside pictures of another"
+    assert "holds this evaluation already" in capsys.readouterr().out
+    again = evaluated(checkpoint[1], "num_images=7", "neighbours=0")
+    assert again["results"] == first["results"]
+
+
+def test_a_sweep_s_folder_is_not_an_evaluation_s(checkpoint, evaluated, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "sweep.json").write_text("{}")
+    with pytest.raises(InputError, match=r"run_dir: .* holds a sweep; give another"):
+        evaluated(checkpoint[1], "num_images=7")
+    (tmp_path / "run" / "sweep.json").rename(tmp_path / "run" / "results.json")
+    with pytest.raises(InputError, match=r"run_dir: .* holds an evaluation; give another"):
+        evaluated(checkpoint[1], "num_images=7", "sweep.steps=[2]")
+
+
+def test_one_number_by_two_metrics_stops_before_any_image(checkpoint, evaluated, monkeypatch):
+    monkeypatch.setattr(one_evaluation, "fill", None)
+    smaller = ("metrics.small.measures.kid.subset_size=5", "num_images=7")
+    with pytest.raises(InputError, match="'small' and 'frechet' would both give 'rfd_randconv-v1_n7'"):
+        evaluated(checkpoint[1], *smaller, "metrics=[small,frechet]")
+
+
 def test_asked_for_lpips_without_weights_stops_before_any_image(checkpoint, evaluated, tmp_path, monkeypatch):
-    monkeypatch.setattr(evaluate.engine, "evaluate", None)
+    monkeypatch.setattr(one_evaluation, "fill", None)
     absent = tmp_path / "absent.pth"
     with pytest.raises(InputError, match=r"no file .*absent\.pth; get .*option 'weights'"):
         evaluated(checkpoint[1], "num_images=7", "metrics=[lpips,frechet]", f"metrics.lpips.weights={absent}")
 
 
+def test_a_refused_command_leaves_no_folder_of_its_own(checkpoint, evaluated, tmp_path):
+    own = ("run_dir=null", f"paths.outputs={tmp_path / 'outputs'}")
+    with pytest.raises(InputError, match="8 are wanted"):
+        evaluated(checkpoint[1], "num_images=8", *own)
+    assert list((tmp_path / "outputs" / "evaluate").iterdir()) == []
+
+
 def test_distances_of_reconstructions_are_rfid(checkpoint):
     rebuilt = MeasuredReconstruction(codec=load_codec(checkpoint[1]), device="cpu")
     cfg, _ = compose(CONFIGS, "evaluate", ["checkpoint=x", "metrics=[frechet,reconstruction]"])
-    metrics = metrics_for(cfg, Subject(rebuilt, rebuilt, cfg, cfg, checkpoint[1]))
-    assert isinstance(metrics["frechet"], FrechetDistance)
-    assert metrics["frechet"].published == "rfid"
+    metrics = metrics_for(cfg, subject_of(rebuilt, cfg, reconstruct=rebuilt))
+    assert isinstance(metrics["frechet"], OnFeatures)
+    assert metrics["frechet"].reconstructions
+
+
+def subject_of(generate, cfg, config=None, **more):
+    own = OmegaConf.create(config or {})
+    return Subject(generate=generate, identity={"checkpoint": "x"}, name="x", data=cfg.data, config=own, **more)
 
 
 def stage_two(cfg, config=None, **reads):
     """A subject of stage two that gives the originals back."""
-    return Subject(Stand(), Stand(), cfg.data, OmegaConf.create(config or {}), Path("x"), **reads)
+    return subject_of(Stand(), cfg, config, reconstruct=Stand(), **reads)
+
+
+ALONE = Ranks(0, 1, torch.device("cpu"), None)
 
 
 class Stand:
@@ -200,11 +270,11 @@ INPAINTING = {
 
 def test_other_data_are_given_the_makers_of_the_model_s_conditions(shards):
     cfg = chosen("data=webdataset", f"data.train={shards / 'train'}", f"data.val={shards / 'val'}", "data.size=16")
-    data = data_for(cfg, stage_two(cfg, {"conditioner": INPAINTING}))
+    data = data_for(cfg, stage_two(cfg, {"conditioner": INPAINTING}), ALONE)
     assert (list(data.conditions), data.conditions["mask"].most_boxes, data.classes) == (["mask"], 2, 6)
     assert data.preview(3).mask.shape == (3, 1, 16, 16)
-    assert data_for(cfg, stage_two(cfg, {"conditioner": {"conditions": None}})).preview(1).mask is None
-    data = data_for(cfg, stage_two(cfg, {"conditioner": INPAINTING}, reads_labels=True))
+    assert data_for(cfg, stage_two(cfg, {"conditioner": {"conditions": None}}), ALONE).preview(1).mask is None
+    data = data_for(cfg, stage_two(cfg, {"conditioner": INPAINTING}, reads_labels=True), ALONE)
     with pytest.raises(InputError, match="24 of 24 samples have no label"):
         data.setup()
 
@@ -224,15 +294,14 @@ def applied(world, checkpoint, tmp_path, monkeypatch):
     def run(of, *overrides, conditioner, **reads):
         cfg = chosen(*world, "num_images=12", f"run_dir={tmp_path / 'run'}", *overrides)
         codec = load_codec(checkpoint[1])
-        subject = Subject(
+        subject = subject_of(
             Stand(of),
-            Reconstruction(codec=codec, device="cpu"),
-            cfg.data,
-            OmegaConf.create({"conditioner": conditioner}),
-            checkpoint[1],
+            cfg,
+            {"conditioner": conditioner},
+            reconstruct=Reconstruction(codec=codec, device="cpu"),
             **reads,
         )
-        monkeypatch.setattr(evaluate, "load_subject", lambda *_: subject)
+        monkeypatch.setattr(evaluation_parts, "load_subject", lambda *_: subject)
         evaluate.run(cfg)
         return json.loads((tmp_path / "run" / "results.json").read_text())
 
@@ -260,7 +329,7 @@ def test_super_resolution_beside_bicubic_enlargement(applied, tmp_path):
     distance = {name: values["frechet"]["fd_randconv-v1_n12"] for name, values in controls.items()}
     assert 0 < distance["training_images"] < distance["gaussian"]
     assert found["card"]["controls"]["gaussian"]["fitted_on_images"] == 20
-    assert found["card"]["controls"]["training_images"]["count"] == 12
+    assert found["card"]["controls"]["training_images"] == {"images": "real", "count": 12}
     assert Image.open(tmp_path / "run" / "grid.png").width == 8 * (128 + 4) + 4
 
 
@@ -296,6 +365,6 @@ MAPS = {"_target_": "latentdiff.data.segmentation.SegmentationMaps", "classes": 
 
 
 def test_what_metrics_need_is_said_before_any_work(applied, monkeypatch):
-    monkeypatch.setattr(evaluate.engine, "evaluate", None)
+    monkeypatch.setattr(one_evaluation, "fill", None)
     with pytest.raises(InputError, match="metrics: 'maps': semantic IoU needs the maps"):
         applied(lambda batch: batch.image, "metrics=shapes_semantic", conditioner={"conditions": None})

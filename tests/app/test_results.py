@@ -40,8 +40,10 @@ class Programs:
         manifest = store.read_manifest(checkpoint)
         card = {
             "model": {"checkpoint": str(checkpoint), "digest": manifest.digest, **manifest.counters},
-            "generation": {} if name.startswith("first") else stage_two,
-            "samples": {"count": int(given.get("num_images", 500))},
+            "protocol": {
+                "generation": {} if name.startswith("first") else stage_two,
+                "samples": {"count": int(given.get("num_images", 500))},
+            },
         }
         where.mkdir(parents=True)
         (where / "results.json").write_text(json.dumps({"results": OWN[name], "card": card}))
@@ -114,6 +116,14 @@ def test_the_same_command_goes_on_and_does_nothing_twice(make) -> None:
     Path("outputs/results/ldm_class/evaluation/overrides.json").unlink()
     Path("outputs/results/ldm_class/evaluation").rmdir()
     assert [call[0] for call in make("ldm_class")] == ["evaluate.py"]
+
+
+def test_an_evaluation_that_is_made_again_replaces_the_old_one(make) -> None:
+    make("ldm_class")
+    where = Path("outputs/results/ldm_class/evaluation")
+    (where / "points").mkdir()
+    assert [call[0] for call in make("ldm_class", "num_images=9")] == ["evaluate.py"] * 2
+    assert sorted(path.name for path in where.iterdir()) == ["overrides.json", "results.json"]
 
 
 def test_a_run_of_other_settings_is_not_passed_off_as_this_one(make, capsys) -> None:

@@ -20,7 +20,7 @@ from latentdiff.config.errors import InputError
 
 
 def test_a_second_process_is_refused_and_told_which_is_the_first(tmp_path: Path) -> None:
-    told = rf"process {os.getpid()} on .* trains in '{tmp_path}'"
+    told = rf"process {os.getpid()} on .* works in '{tmp_path}'"
     with alone_in(tmp_path), pytest.raises(InputError, match=told), alone_in(tmp_path):
         pass
     assert list(tmp_path.iterdir()) == []

@@ -19,6 +19,7 @@ from latentdiff.config.compose import compose
 from latentdiff.config.errors import InputError
 from latentdiff.diffusion.grids import Uniform
 from latentdiff.diffusion.guidance import ClassifierFree, Unguided
+from latentdiff.diffusion.parameterization import Sample
 from latentdiff.diffusion.path import RectifiedFlow
 from latentdiff.diffusion.samplers.ddim import DDIM
 from latentdiff.generation.pipeline import LatentPipeline
@@ -57,7 +58,8 @@ class Gaussian(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.path, self.weight = RectifiedFlow(), nn.Parameter(torch.zeros(()))
+        self.path, self.parameterization = RectifiedFlow(), Sample()
+        self.weight = nn.Parameter(torch.zeros(()))
 
     def denoise(self, x_t: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
         alpha, sigma = (c.view(-1, 1, 1, 1) for c in self.path.alpha_sigma(t))

@@ -327,13 +327,17 @@ SMALL = {
 }
 
 
+NEED_FILES = ("checkpoint", "inception", "inception_small", "paper", "clip", "dino", "lpips")
+"""A checkpoint, or weights that are downloaded."""
+
+
 @pytest.mark.parametrize(
     ("group", "option"),
     [
         pytest.param(group, option, id=f"{group}={option}")
         for group in SMALL
         for option in options(group)
-        if option not in ("checkpoint", "inception", "lpips") and f"{group}={option}" not in OF_A_CHECKPOINT
+        if option not in NEED_FILES and f"{group}={option}" not in OF_A_CHECKPOINT
     ],
 )
 def test_small_parts_are_built(group: str, option: str) -> None:

@@ -204,6 +204,7 @@ def place(programs: Programs, autoencoder: Path, ldm: Path, tmp_path_factory: py
     home = tmp_path_factory.mktemp("bad")
     (home / "file").write_text("a file where a folder should be")
     (home / "empty").mkdir()
+    (home / "prompts.txt").write_text("a red circle\na blue ring\n")
     file = io.BytesIO()
     Image.fromarray(np.zeros((20, 20, 3), np.uint8)).save(file, "PNG")
     write_shards([{"png": file.getvalue(), "cls": i} for i in range(20)], home / "uncaptioned")

@@ -13,7 +13,7 @@ USE: dict[str, tuple[str, Overrides, str]] = {
     "evaluate: no checkpoint": (
         "evaluate",
         lambda p: [],
-        "key checkpoint: has no value yet; set it with checkpoint=VALUE",
+        "checkpoint: which one\\? Give one of checkpoint=PATH, images=PATH, pipeline=PATH, card=PATH",
     ),
     "evaluate: no such checkpoint": (
         "evaluate",
@@ -34,12 +34,12 @@ USE: dict[str, tuple[str, Overrides, str]] = {
     "evaluate: no images": (
         "evaluate",
         lambda p: [f"checkpoint={p.ldm}", "num_images=0"],
-        "num_images: a Fréchet distance needs at least 2 images, got 0",
+        "num_images: expected at least 1, got 0",
     ),
     "evaluate: one image": (
         "evaluate",
         lambda p: [f"checkpoint={p.ldm}", "num_images=1"],
-        "num_images: a Fréchet distance needs at least 2 images, got 1",
+        "metrics: 'frechet': num_images: a Fréchet distance needs at least 2 images, got 1",
     ),
     "evaluate: too many images": (
         "evaluate",
@@ -51,10 +51,50 @@ USE: dict[str, tuple[str, Overrides, str]] = {
         lambda p: [f"checkpoint={p.ldm}", f"run_dir={p.home}/file/results"],
         "run_dir: '.*file/results' cannot be written",
     ),
-    "evaluate: several processes": (
+    "evaluate: two subjects": (
         "evaluate",
-        lambda p: [f"checkpoint={p.ldm}", "trainer=ddp_cpu"],
-        "trainer: this program runs in one process",
+        lambda p: [f"checkpoint={p.ldm}", f"images={p.home}/empty"],
+        "checkpoint and images: an evaluation is of one of them",
+    ),
+    "evaluate: a sharded model": (
+        "evaluate",
+        lambda p: [f"checkpoint={p.ldm}", "trainer=fsdp_cpu"],
+        "every process of an evaluation holds the whole model; use trainer=ddp",
+    ),
+    "evaluate: devices without processes": (
+        "evaluate",
+        lambda p: [f"checkpoint={p.ldm}", "trainer.devices=2"],
+        "2 devices are shared by processes; use trainer=ddp",
+    ),
+    "evaluate: no such weights": (
+        "evaluate",
+        lambda p: [f"checkpoint={p.ldm}", "weights=raw"],
+        "weights: expected one of ema, model, got 'raw'",
+    ),
+    "evaluate: no such container": (
+        "evaluate",
+        lambda p: [f"checkpoint={p.ldm}", "save_samples=jpeg"],
+        "save_samples: expected one of null, png, npz, got 'jpeg'",
+    ),
+    "evaluate: prompts of a first stage": (
+        "evaluate",
+        lambda p: [f"checkpoint={p.autoencoder}", f"prompts={p.home}/prompts.txt"],
+        "prompts: a first stage reads no captions",
+    ),
+    "evaluate: fewer prompts than images": (
+        "evaluate",
+        lambda p: [f"checkpoint={p.ldm}", f"prompts={p.home}/prompts.txt", "num_images=3", "metrics=frechet"],
+        "num_images: 3 are wanted, but there are 2 samples",
+    ),
+    "evaluate: prompts without what the metrics read": (
+        "evaluate",
+        lambda p: [f"checkpoint={p.ldm}", f"prompts={p.home}/prompts.txt", "num_images=2"],
+        "metrics: 'captions': caption accuracy reads images of the embedded world",
+    ),
+    "evaluate: a share that is none": (
+        "evaluate",
+        lambda p: [f"checkpoint={p.ldm}", "max_duplicates=2"],
+        "max_duplicates: expected a share from 0 to 1, got 2",
     ),
     "evaluate: first stage replaced": (
         "evaluate",
@@ -114,6 +154,9 @@ USE: dict[str, tuple[str, Overrides, str]] = {
 }
 
 SLOW = {
+    "evaluate: a share that is none",
+    "evaluate: devices without processes",
+    "evaluate: no such container",
     "evaluate: a metric mistyped",
     "evaluate: empty run",
     "evaluate: first stage gone",

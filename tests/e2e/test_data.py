@@ -64,7 +64,7 @@ def test_stage_one_needs_no_captions_and_stage_two_does(programs, shards: Path, 
     programs.done("evaluate", *programs.use, f"checkpoint={run_dir}", "num_images=12", f"run_dir={results}")
     found = json.loads((results / "results.json").read_text())
     assert set(found["results"]) == {"frechet", "reconstruction", "latents"}
-    assert found["card"]["samples"]["conditions"].startswith("webdataset")
+    assert found["card"]["protocol"]["conditions"]["dataset"]["name"].startswith("webdataset")
 
 
 def test_stage_two_on_captioned_shards(programs, folder: Path, tmp_path: Path) -> None:

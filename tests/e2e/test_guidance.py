@@ -132,10 +132,10 @@ def test_evaluation_steers_by_the_data_s_label_and_bounds_the_latents(
     size = ("num_images=2", "batch_size=2", "bound=true")
     programs.done("evaluate", *programs.use, f"checkpoint={ldm}", *chosen, *size, f"run_dir={tmp_path}")
     found = json.loads((tmp_path / "results.json").read_text())
-    assert found["card"]["generation"]["guidance"]["name"] == "ClassifierGuidance"
+    assert found["card"]["protocol"]["generation"]["guidance"]["name"] == "ClassifierGuidance"
     bound = found["results"]["bound"]
     assert bound["bits_per_dim"] == pytest.approx(bound["prior"] + bound["diffusion"] + bound["reconstruction"])
-    assert "bits" in found["card"]["bound"]
+    assert "bits" in found["card"]["protocol"]["metrics"]["bound"]["meaning"]
 
 
 def undropped(programs, autoencoder: Path, home: Path) -> Path:

@@ -143,7 +143,7 @@ def test_one_process_at_a_time_trains_in_a_run_directory(programs, command, tmp_
     with alone_in(tmp_path):
         refused = programs("train", *command, f"run_dir={tmp_path}")
     assert refused.code == 2
-    assert re.fullmatch(rf"error: run_dir: process {os.getpid()} on \S+ trains in '{tmp_path}'; wait .*\n", refused.err)
+    assert re.fullmatch(rf"error: run_dir: process {os.getpid()} on \S+ works in '{tmp_path}'; wait .*\n", refused.err)
     assert list(tmp_path.iterdir()) == []
 
 

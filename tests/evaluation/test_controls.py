@@ -1,16 +1,19 @@
 """Baselines with known images, and which metrics see them."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from latentdiff.config.errors import InputError
 from latentdiff.diffusion.noise import keyed_generator
 from latentdiff.evaluation.baselines import BicubicEnlargement, LatentGaussian, LatentMoments, RealImages
-from latentdiff.evaluation.controls import Control, measure_controls
-from latentdiff.evaluation.engine import evaluate
+from latentdiff.evaluation.controls import Control, control_results, fill_controls
+from latentdiff.evaluation.engine import Work
 from latentdiff.metrics.frechet import FrechetDistance
 from latentdiff.metrics.low_resolution import LowResolutionConsistency, resized
-from latentdiff.metrics.reconstruction import Psnr
+from latentdiff.metrics.on_features import OnFeatures
+from latentdiff.metrics.rows import JoinedRows
 from latentdiff.types import Batch
 
 
@@ -70,13 +73,13 @@ def test_bicubic_enlargement_is_that_of_the_small_image():
 
 
 class MeanColour:
-    name, dim = "colour", 3
+    name, layers, published = "colour", {"pool": 3}, False
 
     def to(self, device):
         return self
 
-    def __call__(self, images):
-        return images.float().mean(dim=(2, 3))
+    def __call__(self, images, batch, layers):
+        return {"pool": images.float().mean(dim=(2, 3))}
 
 
 def samples(indices):
@@ -84,30 +87,62 @@ def samples(indices):
     return Batch(keys=[str(i) for i in indices], image=image, low_res=resized(image, (4, 4)))
 
 
-def test_controls_are_measured_by_fresh_metrics_against_the_same_real_images():
-    metrics = {"frechet": FrechetDistance(features=MeanColour()), "low": LowResolutionConsistency(), "psnr": Psnr()}
-    settings = {"batch_size": 4, "seed": 0}
-    own = evaluate(lambda batch, seeds: batch.image // 2, samples, metrics, num_images=12, **settings)
-    controls = {
-        "reconstructions": Control(RealImages(device="cpu"), samples, 12),
-        "bicubic": Control(BicubicEnlargement(device="cpu"), samples, 12),
-        "training_images": Control(
-            RealImages(device="cpu"), lambda i: samples(range(i.start + 50, i.stop + 50)), 9, False
-        ),
-    }
-    found = measure_controls(controls, metrics, **settings)
+def training(indices):
+    return samples(range(indices.start + 50, indices.stop + 50))
+
+
+REAL = RealImages(device="cpu")
+CONTROLS = {
+    "reconstructions": Control(REAL, samples, 12),
+    "bicubic": Control(BicubicEnlargement(device="cpu"), samples, 12),
+    "training_images": Control(REAL, training, 9, conditioned=False),
+    "one": Control(REAL, training, 1, conditioned=False),
+}
+WORK = Work(count=12, size=4)
+METRICS = {
+    "frechet": OnFeatures(features=MeanColour(), measures=[FrechetDistance()]),
+    "low": LowResolutionConsistency(),
+}
+
+
+def references():
+    measured = [(0, METRICS["frechet"].measure_real(samples(range(12)).image, samples(range(12))))]
+    return {"frechet": METRICS["frechet"].reference(JoinedRows(measured))}
+
+
+def test_controls_are_measured_against_the_model_s_references(tmp_path):
+    done = []
+    fill_controls(tmp_path, CONTROLS, METRICS, WORK, progress=done.append)
+    found = control_results(tmp_path, CONTROLS, METRICS, WORK, references())
     assert {name: set(values) for name, values in found.items()} == {
-        "reconstructions": {"frechet", "low"},  # PSNR is not one of a sample without an original
+        "reconstructions": {"frechet", "low"},
         "bicubic": {"frechet", "low"},
-        "training_images": {"frechet"},
+        "training_images": {"frechet"},  # "one" is an image too few for a distance
     }
     assert found["reconstructions"]["frechet"]["fd_colour_n12"] == pytest.approx(0, abs=1e-6)
     assert found["reconstructions"]["low"]["low_res_psnr"] == 100
     assert set(found["training_images"]["frechet"]) == {"fd_colour_n9"}
-    assert 0 < found["bicubic"]["frechet"]["fd_colour_n12"] < own["frechet"]["fd_colour_n12"]
-    assert {name: metric.compute() for name, metric in metrics.items()} == own
+    assert found["bicubic"]["frechet"]["fd_colour_n12"] > 1e-3
+    assert sum(done) == 12 + 12 + 9
 
 
-def test_controls_without_a_metric_are_left_out():
-    controls = {"gaussian": Control(RealImages(device="cpu"), samples, 4, conditioned=False)}
-    assert measure_controls(controls, {"low": LowResolutionConsistency()}, batch_size=4, seed=0) == {}
+def test_ranks_share_the_work_and_nothing_is_done_twice(tmp_path):
+    """Together they find what one finds; after it no image is made again."""
+    alone, shared = tmp_path / "alone", tmp_path / "shared"
+    fill_controls(alone, CONTROLS, METRICS, WORK)
+    for rank in (1, 0):
+        fill_controls(shared, CONTROLS, METRICS, replace(WORK, rank=rank, ranks=2))
+    known = references()
+    expected = control_results(alone, CONTROLS, METRICS, WORK, known)
+    assert control_results(shared, CONTROLS, METRICS, WORK, known) == expected
+    again = []
+    fill_controls(shared, CONTROLS, METRICS, WORK, progress=again.append)
+    assert again == []
+
+
+def test_controls_without_a_metric_are_left_out(tmp_path):
+    controls = {"gaussian": Control(REAL, samples, 4, conditioned=False)}
+    only = {"low": LowResolutionConsistency()}
+    fill_controls(tmp_path, controls, only, WORK)
+    assert control_results(tmp_path, controls, only, WORK) == {}
+    assert list(tmp_path.iterdir()) == []

@@ -1,39 +1,37 @@
-import json
-import subprocess
-import sys
-
 import pytest
 import torch
 
 from latentdiff.config.errors import InputError
 from latentdiff.diffusion.noise import keyed_generator
-from latentdiff.evaluation.engine import LoadedSamples, evaluate, image_seed, index_chunks
+from latentdiff.evaluation.chunks import ChunkFolder
+from latentdiff.evaluation.engine import DIGEST, Work, fill, image_seed, index_chunks, measures_of, results
 from latentdiff.metrics.frechet import FrechetDistance
-from latentdiff.metrics.reconstruction import Psnr
+from latentdiff.metrics.on_features import OnFeatures
 from latentdiff.types import Batch
 
 
 class MeanColour:
-    name, dim = "colour", 3
+    name, layers, published = "colour", {"pool": 3}, False
 
     def to(self, device):
         return self
 
-    def __call__(self, images):
-        return images.float().mean(dim=(2, 3))
+    def __call__(self, images, batch, layers):
+        return {"pool": images.float().mean(dim=(2, 3))}
+
+    def describe(self):
+        return {}
 
 
-class Record:
-    def __init__(self):
-        self.indices, self.captions = [], []
+class Captions:
+    """Rows of what an image was made for."""
 
-    def update(self, images, batch):
-        self.indices += range(batch.start, batch.start + len(batch))
-        self.captions += batch.caption
+    def measure(self, images, batch):
         assert (batch.number, batch.global_size) == (0, 10)
+        return {"caption": batch.caption, "index": torch.arange(batch.start, batch.start + len(batch))}
 
-    def compute(self):
-        return {"count": len(self.indices)}
+    def result(self, rows):
+        return {"captions": rows.column("caption"), "indices": rows.column("index").tolist()}
 
 
 def picture(seed):
@@ -53,18 +51,35 @@ def generate(batch, seeds):
     return torch.stack([picture(seed) for seed in seeds])
 
 
-def run(**changes):
-    metrics = {"frechet": FrechetDistance(features=MeanColour()), "psnr": Psnr()}
-    settings = {"num_images": 10, "batch_size": 3} | changes
-    return evaluate(generate, samples, metrics, **settings)
+def colours():
+    return OnFeatures(features=MeanColour(), measures=[FrechetDistance()])
 
 
-@pytest.mark.parametrize(("total", "size", "world"), [(10, 3, 1), (10, 3, 2), (10, 3, 8), (1, 4, 3), (12, 4, 2)])
-def test_chunks_cover_every_index_once(total, size, world):
-    by_rank = [index_chunks(total, size, rank, world) for rank in range(world)]
-    assert sorted(i for chunks in by_rank for chunk in chunks for i in chunk) == list(range(total))
-    starts = {chunk.start for chunks in by_rank for chunk in chunks}
-    assert starts == set(range(0, total, size))
+def evaluated(folder, *, count=10, size=3, seed=0, ranks=1, made=generate):
+    """Every rank's share, one after the other, against the samples' own images."""
+    metrics = {"captions": Captions(), "frechet": colours()}
+    for rank in range(ranks):
+        work = Work(count, size, seed, rank, ranks)
+        chunks, real = ChunkFolder(folder / "images", work.chunks), ChunkFolder(folder / "real", work.chunks)
+        fill(chunks, work, made, samples, measures_of(metrics))
+        fill(real, work, lambda batch, seeds: batch.image, samples, {"frechet": metrics["frechet"].measure_real})
+    return results(chunks, metrics, {"frechet": metrics["frechet"].reference(real.rows("frechet/"))})
+
+
+@pytest.mark.parametrize(("total", "size", "ranks"), [(10, 3, 1), (10, 3, 2), (10, 3, 8), (1, 4, 3), (12, 4, 2)])
+def test_chunks_cover_every_index_once(tmp_path, total, size, ranks):
+    made = []
+
+    def spy(batch, seeds):
+        made.extend(seeds)
+        return generate(batch, seeds)
+
+    for rank in range(ranks):
+        work = Work(total, size, rank=rank, ranks=ranks)
+        fill(ChunkFolder(tmp_path, work.chunks), work, spy, samples, {})
+    assert sorted(made) == list(range(total))
+    assert {chunk.start for chunk in index_chunks(total, size)} == set(range(0, total, size))
+    assert ChunkFolder(tmp_path, index_chunks(total, size)).done() == total
 
 
 def test_seeds_are_distinct_over_seeds_and_indices():
@@ -73,138 +88,128 @@ def test_seeds_are_distinct_over_seeds_and_indices():
     torch.Generator().manual_seed(image_seed(2**20, 10**6))
 
 
-def test_conditions_seeds_and_indices_belong_together():
-    record, seen = Record(), []
+def test_conditions_seeds_and_indices_belong_together(tmp_path):
+    seen = []
 
     def spy(batch, seeds):
         seen.extend(zip(batch.caption, seeds))
         return generate(batch, seeds)
 
-    done = []
-    result = evaluate(spy, samples, {"r": record}, num_images=10, batch_size=4, seed=3, progress=done.append)
+    found = evaluated(tmp_path, size=4, seed=3, made=spy)["captions"]
     assert seen == [(f"caption {i}", (3 << 32) + i) for i in range(10)]
-    assert record.indices == list(range(10))
-    assert (result, done) == ({"r": {"count": 10}}, [4, 4, 2])
+    assert found == {"captions": [f"caption {i}" for i in range(10)], "indices": list(range(10))}
 
 
-def test_batch_size_changes_nothing_and_the_seed_does():
-    assert run() == run(batch_size=1) == run(batch_size=64)
-    assert run() != run(seed=1)
-    assert set(run()["frechet"]) == {"fd_colour_n10"}
+def test_ranks_and_chunk_size_change_nothing_and_the_seed_does(tmp_path):
+    one = evaluated(tmp_path / "one")
+    assert one == evaluated(tmp_path / "three", ranks=3)
+    assert one["frechet"] == pytest.approx(evaluated(tmp_path / "size", size=64)["frechet"], rel=1e-9)
+    assert one["frechet"] != evaluated(tmp_path / "seed", seed=1)["frechet"]
+    assert set(one["frechet"]) == {"fd_colour_n10"}
+    own = evaluated(tmp_path / "own", made=lambda batch, seeds: batch.image)
+    assert own["frechet"]["fd_colour_n10"] == pytest.approx(0, abs=1e-6)
 
 
-def test_reference_is_the_samples_own_images_or_what_is_given():
-    identical = evaluate(
-        lambda batch, seeds: batch.image,
+def test_the_images_digests_are_kept(tmp_path):
+    for size in (3, 4):
+        work = Work(10, size)
+        fill(ChunkFolder(tmp_path / str(size), work.chunks), work, generate, samples, {})
+    first, second = (ChunkFolder(tmp_path / str(size), index_chunks(10, size)).rows().column(DIGEST) for size in (3, 4))
+    assert first == second
+    assert len(set(first)) == 10
+    assert all(len(digest) == 64 for digest in first)
+
+
+def test_what_is_done_is_not_done_again(tmp_path):
+    calls = []
+
+    def breaks(batch, seeds):
+        if batch.start == 6:
+            raise RuntimeError("the power is gone")
+        return generate(batch, seeds)
+
+    def spy(batch, seeds):
+        calls.append(batch.start)
+        return generate(batch, seeds)
+
+    with pytest.raises(RuntimeError, match="the power"):
+        evaluated(tmp_path / "broken", made=breaks)
+    found = evaluated(tmp_path / "broken", made=spy)
+    assert calls == [6, 9]
+    assert found == evaluated(tmp_path / "whole")
+
+
+def test_samples_that_read_ahead_are_told_what_is_wanted(tmp_path):
+    class Ahead:
+        asked = None
+
+        def __call__(self, indices):
+            raise AssertionError("it reads ahead")
+
+        def in_order(self, ranges):
+            Ahead.asked = list(ranges)
+            return map(samples, ranges)
+
+    work = Work(10, 3, rank=1, ranks=2)
+    folder = ChunkFolder(tmp_path, work.chunks)
+    fill(folder, work, generate, Ahead(), {})
+    assert Ahead.asked == [range(3, 6), range(9, 10)]
+    fill(folder, work, generate, Ahead(), {})
+    assert Ahead.asked == []
+
+
+def test_hooks_see_each_chunk_before_it_counts_as_done(tmp_path):
+    work, told = Work(5, 2), []
+    folder = ChunkFolder(tmp_path, work.chunks)
+    fill(
+        folder,
+        work,
+        generate,
         samples,
-        {"f": FrechetDistance(features=MeanColour())},
-        num_images=10,
-        batch_size=4,
+        {},
+        pictures=3,
+        on_images=lambda images, batch: told.append((batch.start, len(images), folder.done())),
+        progress=told.append,
     )
-    assert identical["f"]["fd_colour_n10"] == pytest.approx(0, abs=1e-6)
-    shifted = evaluate(
-        lambda batch, seeds: batch.image // 2,
-        samples,
-        {"f": FrechetDistance(features=MeanColour())},
-        num_images=10,
-        batch_size=4,
-        reference=lambda indices: Batch(keys=samples(indices).keys, image=samples(indices).image // 2),
-    )
-    assert shifted["f"]["fd_colour_n10"] == pytest.approx(0, abs=1e-6)
-    metric = FrechetDistance(features=MeanColour())
-    evaluate(generate, samples, {"f": metric}, num_images=10, batch_size=4, num_reference=30)
-    assert metric.describe()["reference_images"] == 30
+    assert told == [(0, 2, 0), 2, (2, 2, 2), 2, (4, 1, 4), 1]
+    assert torch.equal(folder.pictures(9), generate(None, [0, 1, 2]))
+    assert torch.equal(folder.pictures(1), generate(None, [0]))
 
 
-WORKER = """
-import json, sys, torch, torch.distributed as dist
-from pathlib import Path
-sys.path.insert(0, sys.argv[1])
-from test_engine import run
-rank = int(sys.argv[3])
-dist.init_process_group("gloo", init_method=f"file://{sys.argv[2]}/store", rank=rank, world_size=2)
-result = run(rank=rank, world_size=2, batch_size=3)
-Path(sys.argv[2], f"{rank}.json").write_text(json.dumps(result))
-dist.destroy_process_group()
-"""
-
-
-def test_two_processes_equal_one_bit_for_bit(tmp_path, request):
-    folder = str(request.path.parent)
-    command = [sys.executable, "-c", WORKER, folder, str(tmp_path)]
-    workers = [subprocess.Popen([*command, str(rank)]) for rank in range(2)]
-    assert [worker.wait(timeout=120) for worker in workers] == [0, 0]
-    for rank in range(2):
-        assert json.loads((tmp_path / f"{rank}.json").read_text()) == run()
-
-
-def test_loaded_samples_are_the_loader_in_order():
-    class Loader:
-        passes = 0
-
-        def __iter__(self):
-            Loader.passes += 1
-            for start, stop in ((0, 4), (4, 8), (8, 11)):
-                yield samples(range(start, stop))
-
-    loaded = LoadedSamples(Loader())
-    for chunk in (range(0, 3), range(3, 6), range(7, 10), range(10, 11)):
-        batch, expected = loaded(chunk), samples(chunk)
-        assert (batch.keys, batch.caption) == (expected.keys, expected.caption)
-        assert torch.equal(batch.image, expected.image)
-        assert torch.equal(batch.label, expected.label)
-        assert batch.attributes is None
-    assert Loader.passes == 1
-    assert loaded(range(2)).keys == ["k0", "k1"]
-    assert Loader.passes == 2
-    with pytest.raises(InputError, match=r"has 11 samples, but 12 or more are wanted; lower num_images"):
-        loaded(range(9, 12))
-
-
-def test_too_few_samples_and_missing_images_are_refused():
+def test_too_few_samples_and_no_images_are_refused(tmp_path):
+    work = Work(10, 4)
     with pytest.raises(InputError, match="samples 8 to 10 were asked for, 1 came"):
-        evaluate(generate, lambda i: samples(range(i.start, min(i.stop, 9))), {}, num_images=10, batch_size=4)
+        fill(ChunkFolder(tmp_path, work.chunks), work, generate, lambda i: samples(range(i.start, min(i.stop, 9))), {})
     with pytest.raises(InputError, match="at least 1"):
-        run(num_images=0)
-    metric = FrechetDistance(features=MeanColour())
-    with pytest.raises(InputError, match="reference samples have none"):
-        evaluate(generate, lambda i: Batch(keys=[str(k) for k in i]), {"f": metric}, num_images=4, batch_size=2)
+        Work(0, 4)
+    with pytest.raises(InputError, match="at least 1"):
+        Work(4, 0)
 
 
 class Beside:
-    """Counts what stage one alone made of the samples, and their indices."""
+    """Whether an image is the sample's own, and that of stage one."""
 
-    def __init__(self):
-        self.pairs = []
+    def measure(self, images, batch):
+        return {"own": (images == batch.image).flatten(1).all(1)}
 
-    def update(self, images, batch):
-        self.images = images
+    def measure_reconstructions(self, images, batch):
+        return self.measure(images, batch)
 
-    def update_reconstructions(self, images, batch):
-        self.pairs += [(batch.start, bool((images == batch.image).all()), bool((images == self.images).all()))]
-
-    def compute(self):
-        return {"pairs": self.pairs}
+    def result(self, rows):
+        return {"samples": rows.column("own").tolist(), "stage one": rows.column("rebuilt.own").tolist()}
 
 
-def test_reconstructions_are_made_once_a_chunk_and_only_where_a_metric_compares():
+def test_reconstructions_are_made_once_a_chunk_and_only_where_a_metric_compares(tmp_path):
     calls = []
 
     def reconstruct(batch, seeds):
         calls.append(batch.start)
         return batch.image
 
-    settings = {"num_images": 5, "batch_size": 2}
-    found = evaluate(generate, samples, {"a": Beside(), "b": Beside()}, **settings, reconstruct=reconstruct)
-    assert found["a"] == found["b"] == {"pairs": [(0, True, False), (2, True, False), (4, True, False)]}
+    work, metrics = Work(5, 2), {"a": Beside(), "b": Beside(), "frechet": colours()}
+    folder = ChunkFolder(tmp_path, work.chunks)
+    fill(folder, work, generate, samples, measures_of(metrics, reconstruct))
+    found = results(folder, {"a": metrics["a"], "b": metrics["b"]})
+    assert found["a"] == found["b"] == {"samples": [False] * 5, "stage one": [True] * 5}
     assert calls == [0, 2, 4]
-    assert evaluate(generate, samples, {"a": Beside()}, **settings) == {"a": {"pairs": []}}
-    evaluate(generate, samples, {"psnr": Psnr()}, **settings, reconstruct=reconstruct)
-    assert calls == [0, 2, 4]
-
-
-def test_real_images_that_were_measured_before_are_not_measured_again():
-    metric = FrechetDistance(features=MeanColour())
-    first = evaluate(generate, samples, {"f": metric}, num_images=10, batch_size=3)
-    again = evaluate(generate, samples, {"f": metric.anew()}, num_images=10, batch_size=4, measure_real=False)
-    assert again == first
+    assert measures_of({"frechet": metrics["frechet"]}, reconstruct) == {"frechet": metrics["frechet"].measure}

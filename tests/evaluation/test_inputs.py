@@ -2,7 +2,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from latentdiff.evaluation.first_images import FirstImages
+from latentdiff.evaluation.first_images import picture_of_reconstructions, picture_of_samples
 from latentdiff.evaluation.inputs import HOLE, beside_inputs, coloured, condition_pictures, condition_texts
 from latentdiff.types import UNLABELLED, Batch
 
@@ -73,23 +73,20 @@ def read(path):
     return np.array(Image.open(path))
 
 
-def test_the_first_images_are_kept_with_their_samples(tmp_path):
-    kept = FirstImages(3)
-    for start in (0, 2):
-        kept.keep(torch.full((2, 3, 8, 8), 100 + start, dtype=torch.uint8), batch(mask=MASK))
-    kept.save(tmp_path / "grid.png", captions=False, labels=False)
+def test_samples_stand_beside_what_they_were_made_from(tmp_path):
+    images = torch.arange(100, 103, dtype=torch.uint8).view(3, 1, 1, 1).expand(3, 3, 8, 8)
+    made_for = batch(3, mask=MASK[:1].expand(3, 1, 8, 8))
+    picture_of_samples(tmp_path / "grid.png", images, made_for, captions=False, labels=False)
     pixels = read(tmp_path / "grid.png")
     cell = 128 + 4  # enlarged 16 times
     assert pixels.shape == (cell + 4, 6 * cell + 4, 3)
     across = [int(pixels[10, 4 + i * cell, 0]) for i in range(6)]
-    assert across == [0, 100, 1, 100, 0, 102]
-    kept.save(tmp_path / "named.png", captions=True, labels=True)
+    assert across == [0, 100, 1, 101, 2, 102]
+    picture_of_samples(tmp_path / "named.png", images, made_for, captions=True, labels=True)
     assert read(tmp_path / "named.png").shape[0] > pixels.shape[0]
 
 
 def test_reconstructions_stand_below_their_originals(tmp_path):
-    kept = FirstImages(8)
-    kept.keep(torch.full((2, 3, 8, 8), 50, dtype=torch.uint8), batch())
-    kept.save_comparison(tmp_path / "grid.png")
+    picture_of_reconstructions(tmp_path / "grid.png", torch.full((2, 3, 8, 8), 50, dtype=torch.uint8), batch())
     pixels = read(tmp_path / "grid.png")
     assert [int(pixels[10 + row * 132, 140, 0]) for row in range(3)] == [1, 50, 255]

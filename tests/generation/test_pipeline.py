@@ -258,4 +258,4 @@ def test_describes_itself_for_the_card():
     several = pipeline(guidance=Several(scales={"label": 2.0})).describe()["guidance"]
     assert several == {"name": "Several", "scales": {"label": 2.0}}
     assert (card["steps"], card["times"]) == (4, [1.0, 0.75, 0.5, 0.25, 0.0])
-    assert (card["path"], card["precision"], card["latent_shape"]) == ("RectifiedFlow", "float32", [3, 4, 4])
+    assert (card["path"]["name"], card["precision"], card["latent_shape"]) == ("RectifiedFlow", "float32", [3, 4, 4])

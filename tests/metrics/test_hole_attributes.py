@@ -5,6 +5,7 @@ import torch
 
 from latentdiff.config.errors import InputError
 from latentdiff.metrics.hole_attributes import HoleAttributes
+from latentdiff.metrics.rows import JoinedRows
 from latentdiff.shapes.renderer import render
 from latentdiff.shapes.scene import Object, Scene, attributes
 from latentdiff.types import Batch
@@ -26,8 +27,8 @@ def result_of(images, scenes, **options):
     metric = HoleAttributes(**options)
     keys = [str(i) for i in range(len(images))]
     scenes = [attributes(Scene("black", objects)) for objects in scenes]
-    metric.update(torch.stack(images), Batch(keys, mask=right_half(len(images)), attributes=scenes))
-    return metric.compute()
+    batch = Batch(keys, mask=right_half(len(images)), attributes=scenes)
+    return metric.result(JoinedRows([(0, metric.measure(torch.stack(images), batch))]))
 
 
 def test_real_scenes_are_right_and_empty_holes_are_not(scenes, measured):
@@ -72,7 +73,7 @@ def test_the_threshold_decides_about_objects_that_are_cut():
     assert result_of([picture(centre)], [(centre,)], hidden=0.4)["objects"] == 1
     with pytest.raises(InputError, match="above 0 and at most 1"):
         HoleAttributes(hidden=0.0)
-    assert HoleAttributes(hidden=0.4).anew().describe() == {"hidden": 0.4}
+    assert HoleAttributes(hidden=0.4).describe() == {"hidden": 0.4}
 
 
 def test_what_it_needs(scenes):

@@ -6,6 +6,7 @@ import torch
 from latentdiff.config.errors import InputError
 from latentdiff.metrics.known_region import KnownRegion, known_psnr
 from latentdiff.metrics.reconstruction import PSNR_CEILING, psnr
+from latentdiff.metrics.rows import JoinedRows
 from latentdiff.types import Batch
 
 
@@ -29,10 +30,10 @@ def test_ten_times_the_error_is_twenty_decibels_below_the_reconstruction():
     mask[2] = 1  # nothing known: it is no part of the means
     batch = Batch(list("abc"), image=original, mask=mask)
     metric = KnownRegion()
-    metric.update(original + 50, batch)
-    assert set(metric.compute()) == {"psnr"}
-    metric.update_reconstructions(original + 5, batch)
-    result = metric.compute()
+    own = metric.measure(original + 50, batch)
+    assert set(metric.result(JoinedRows([(0, own)]))) == {"psnr"}
+    beside = metric.measure_reconstructions(original + 5, batch)
+    result = metric.result(JoinedRows([(0, {**own, **{f"rebuilt.{name}": v for name, v in beside.items()}})]))
     assert result["psnr"] == pytest.approx(20 * torch.tensor(5.1).log10().item(), abs=1e-4)
     assert result["difference"] == pytest.approx(-20, abs=1e-4)
     assert result["reconstructions"] == pytest.approx(result["psnr"] + 20, abs=1e-4)
@@ -41,4 +42,4 @@ def test_ten_times_the_error_is_twenty_decibels_below_the_reconstruction():
 def test_what_it_needs(scenes):
     for name in ("image", "mask"):
         with pytest.raises(InputError, match="lacks one of them"):
-            KnownRegion().update(scenes.image, replace(scenes, **{name: None}))
+            KnownRegion().measure(scenes.image, replace(scenes, **{name: None}))

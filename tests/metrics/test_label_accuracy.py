@@ -25,7 +25,7 @@ def test_real_scenes_show_their_class_and_others_do_so_by_chance(scenes, measure
     assert result == measured(LabelAccuracy())
 
 
-def test_either_of_two_objects_counts_and_neither_of_a_third():
+def test_either_of_two_objects_counts_and_neither_of_a_third(measured):
     images = torch.stack(
         [
             drawn(("star", "left"), ("ring", "right")),
@@ -36,23 +36,18 @@ def test_either_of_two_objects_counts_and_neither_of_a_third():
     )
     label = torch.tensor([SHAPES.index(shape) for shape in ("star", "ring", "cross", "star")])
     batch = Batch(keys=list("abcd"), label=label, attributes=[{"objects": []}] * 4)
-    metric = LabelAccuracy()
-    metric.update(images, batch)
-    result = metric.compute()
+    result = measured(LabelAccuracy(), images, batch)
     assert result["accuracy"] == 0.5
     assert result["classes"] == {"star": 0.5, "cross": 0.0, "ring": 1.0}
 
 
-def test_shuffled_labels_of_equal_images_keep_what_is_right():
+def test_shuffled_labels_of_equal_images_keep_what_is_right(measured):
     images = drawn(("star", "center"))[None].repeat(4, 1, 1, 1)
     batch = Batch(keys=list("abcd"), label=torch.tensor([3, 3, 0, 0]), attributes=[{"objects": []}] * 4)
-    metric = LabelAccuracy()
-    metric.update(images, batch)
-    assert metric.compute()["accuracy"] == 0.5
-    assert metric.compute()["shuffled"] == {"accuracy": 0.5}
-    one = LabelAccuracy()
-    one.update(images[:2], batch.rows(0, 2))
-    assert one.compute()["shuffled"] == {"accuracy": 1.0}
+    result = measured(LabelAccuracy(), images, batch)
+    assert result["accuracy"] == 0.5
+    assert result["shuffled"] == {"accuracy": 0.5}
+    assert measured(LabelAccuracy(), images[:2], batch.rows(0, 2))["shuffled"] == {"accuracy": 1.0}
 
 
 def test_what_it_needs(scenes):
@@ -61,4 +56,4 @@ def test_what_it_needs(scenes):
             LabelAccuracy().check(replace(scenes, **lacking))
     for photographs in (None, [{"caption": "a cat"}] * 60):
         with pytest.raises(InputError, match=r"embedded world.*metrics=frechet"):
-            LabelAccuracy().update(scenes.image, replace(scenes, attributes=photographs))
+            LabelAccuracy().measure(scenes.image, replace(scenes, attributes=photographs))

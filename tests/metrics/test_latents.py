@@ -7,9 +7,11 @@ import pytest
 import torch
 
 from latentdiff.config.errors import InputError
-from latentdiff.metrics.codebook import CodebookUsage
+from latentdiff.metrics.codebook import codebook_usage
 from latentdiff.metrics.latents import ChannelMoments, LatentDiagnostics
-from latentdiff.metrics.spectrum import RadialSpectrum
+from latentdiff.metrics.rows import gathered
+from latentdiff.metrics.spectrum import radial_power
+from latentdiff.metrics.spectrum import spectrum as spectrum_of
 from latentdiff.models.autoencoder.bottlenecks.base import DiagonalGaussian
 
 
@@ -31,10 +33,11 @@ def part(posterior, rows):
 
 
 def diagnosed(posterior, *chunks, indices=None, entries=None):
-    found = LatentDiagnostics(channels=posterior.mean.shape[1], codebook_entries=entries)
+    metric, parts = LatentDiagnostics(codebook_entries=entries), []
     for rows in chunks or (slice(None),):
-        found.update(part(posterior, rows), None if indices is None else indices[rows])
-    return found.compute()
+        columns = metric.measure(part(posterior, rows), None if indices is None else indices[rows])
+        parts.append((rows.start or 0, columns))
+    return metric.result(gathered(parts))
 
 
 def per_channel(x):
@@ -95,28 +98,23 @@ def test_quantised_and_constant_latents_have_no_price_and_no_spectrum():
 
 
 def test_use_of_a_codebook_in_closed_form():
-    equal = CodebookUsage(entries=16)
-    equal.update(torch.arange(8).repeat(3, 1))
-    assert equal.compute() == {
+    assert codebook_usage([torch.arange(8).repeat(3, 1)], 16) == {
         "entries": 16,
         "usage": 0.5,
         "perplexity": pytest.approx(8.0),
         "bits": pytest.approx(3.0),
     }
-    uneven = CodebookUsage(entries=2)
-    for index, times in ((0, 3), (1, 1)):
-        uneven.update(torch.full((times, 1, 1), index))
+    uneven = [torch.full((times, 1, 1), index) for index, times in ((0, 3), (1, 1))]
     entropy = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25))
-    assert uneven.compute()["perplexity"] == pytest.approx(math.exp(entropy))
+    assert codebook_usage(uneven, 2)["perplexity"] == pytest.approx(math.exp(entropy))
     with pytest.raises(InputError, match="out of range"):
-        uneven.update(torch.tensor([2]))
+        diagnosed(posteriors(1), indices=torch.tensor([[2]]), entries=2)
+    with pytest.raises(ValueError, match="no codebook index"):
+        codebook_usage([], 2)
 
 
 def spectrum(latents):
-    found = RadialSpectrum()
-    for one in latents.split(16):
-        found.update(one)
-    return found.compute()
+    return spectrum_of(radial_power(latents).sum(0), latents.shape[-2:])
 
 
 def test_white_noise_is_flat_at_any_strength():

@@ -44,4 +44,4 @@ def test_resizing_keeps_flat_images_and_cuts_overshoot_off():
 
 def test_it_needs_the_small_images(scenes):
     with pytest.raises(InputError, match="small images"):
-        LowResolutionConsistency().update(scenes.image, replace(scenes, low_res=None))
+        LowResolutionConsistency().measure(scenes.image, replace(scenes, low_res=None))

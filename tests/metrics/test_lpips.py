@@ -6,6 +6,7 @@ import torch
 from latentdiff.config.errors import InputError
 from latentdiff.metrics import lpips
 from latentdiff.metrics.lpips import Lpips
+from latentdiff.metrics.rows import JoinedRows
 from latentdiff.types import Batch
 
 WIDTHS = (3, 64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512)
@@ -30,12 +31,13 @@ def images(n, seed=0):
 
 def test_mean_of_the_network_s_distances_named_by_the_weights(vgg, monkeypatch):
     metric, x, y = Lpips(weights=str(vgg)), images(3), images(3, 1)
-    metric.update(y[:2], Batch(keys=["a", "b"], image=x[:2]))
-    metric.update(x[2:], Batch(keys=["c"], image=x[2:], start=2))
+    two = metric.measure(y[:2], Batch(keys=["a", "b"], image=x[:2]))
+    one = metric.measure(x[2:], Batch(keys=["c"], image=x[2:], start=2))
     distances = metric.network(y[:2] / 127.5 - 1, x[:2] / 127.5 - 1)
     digest = hashlib.sha256(vgg.read_bytes()).hexdigest()
     assert distances.min() > 0
-    assert metric.compute() == {f"lpips_vgg16-sha256-{digest[:8]}": pytest.approx(distances.sum().item() / 3, rel=1e-5)}
+    result = metric.result(JoinedRows([(0, two), (2, one)]))
+    assert result == {f"lpips_vgg16-sha256-{digest[:8]}": pytest.approx(distances.sum().item() / 3, rel=1e-5)}
     assert Lpips(network=metric.network).name == "lpips"
     monkeypatch.setattr(lpips, "PUBLISHED_PREFIX", digest[:8])
     assert Lpips(weights=str(vgg)).name == "lpips_vgg16"

@@ -5,6 +5,7 @@ from torch.nn import functional as F
 from latentdiff.config.errors import InputError
 from latentdiff.metrics.patch_pca import PatchPca
 from latentdiff.metrics.reconstruction import PSNR_CEILING, psnr
+from latentdiff.metrics.rows import JoinedRows
 from latentdiff.types import Batch
 
 
@@ -43,10 +44,11 @@ def test_error_is_the_variance_left_out():
 def test_mean_psnr_over_images_of_another_size_and_split():
     pca = PatchPca(images=[noise(4, 16)], factor=4, components=6)
     images = noise(5, 32, seed=1)
-    for rows in (slice(3, 5), slice(0, 3)):
-        pca.update(images[rows], Batch(keys=["k"] * len(images[rows]), image=images[rows], start=rows.start))
+    parts = []
+    for start, some in ((3, images[3:]), (0, images[:3])):
+        parts.append((start, pca.measure(some, Batch(keys=["k"] * len(some), image=some, start=start))))
     expected = psnr(pca.reconstruct(images), images).mean().item()
-    assert pca.compute() == {"psnr": pytest.approx(expected, abs=1e-4)}
+    assert pca.result(JoinedRows(parts)) == {"patch_pca_psnr": pytest.approx(expected, abs=1e-4)}
     assert expected < PSNR_CEILING
     assert pca.describe() == {"factor": 4, "components": 6, "fitted_on_images": 4}
 

@@ -7,6 +7,7 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 from latentdiff.config.errors import InputError
 from latentdiff.metrics.paired import Fidelity
 from latentdiff.metrics.reconstruction import PSNR_CEILING, Psnr, Ssim, psnr, ssim
+from latentdiff.metrics.rows import JoinedRows
 from latentdiff.types import Batch
 
 
@@ -64,24 +65,24 @@ def test_mean_over_images_whatever_the_batches(metric, each, name):
     y = torch.cat([disturbed(x[:2], 5), disturbed(x[2:], 60)])
     results = []
     for chunks in ([(0, 5)], [(3, 5), (0, 3)]):
-        one = metric()
+        one, parts = metric(), []
         for start, stop in chunks:
             keys = [str(i) for i in range(start, stop)]
-            one.update(y[start:stop], Batch(keys=keys, image=x[start:stop], start=start))
-        results.append(one.compute())
+            parts.append((start, one.measure(y[start:stop], Batch(keys=keys, image=x[start:stop], start=start))))
+        results.append(one.result(JoinedRows(parts)))
     assert results[0] == results[1] == {name: pytest.approx(each(y, x).mean().item(), abs=1e-5)}
 
 
 def test_an_exact_image_does_not_make_the_mean_infinite():
-    metric = Psnr()
-    metric.update(plain(2, 9), Batch(keys=["a", "b"], image=torch.cat([plain(1, 9), plain(1, 60)])))
-    assert metric.compute()["psnr"] == pytest.approx((PSNR_CEILING + 20 * math.log10(255 / 51)) / 2, abs=1e-4)
+    batch = Batch(keys=["a", "b"], image=torch.cat([plain(1, 9), plain(1, 60)]))
+    rows = JoinedRows([(0, Psnr().measure(plain(2, 9), batch))])
+    assert Psnr().result(rows)["psnr"] == pytest.approx((PSNR_CEILING + 20 * math.log10(255 / 51)) / 2, abs=1e-4)
 
 
 def test_several_under_one_name():
     metric, x = Fidelity(metrics=[Psnr(), Ssim()]), noise(2, 16, 16)
-    metric.update(disturbed(x, 9), Batch(keys=["a", "b"], image=x))
-    assert list(metric.compute()) == ["psnr", "ssim"]
+    rows = JoinedRows([(0, metric.measure(disturbed(x, 9), Batch(keys=["a", "b"], image=x)))])
+    assert list(metric.result(rows)) == ["psnr", "ssim"]
 
 
 def test_refusals():
@@ -90,4 +91,4 @@ def test_refusals():
     with pytest.raises(InputError, match=r"at least 6 pixels; got \(5, 16\)"):
         ssim(noise(1, 5, 16), noise(1, 5, 16))
     with pytest.raises(InputError, match="psnr needs the batch's own images"):
-        Psnr().update(torch.zeros(1, 3, 4, 4), Batch(keys=["a"]))
+        Psnr().measure(torch.zeros(1, 3, 4, 4), Batch(keys=["a"]))

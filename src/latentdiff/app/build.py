@@ -72,12 +72,17 @@ def trainer(cfg: DictConfig, files: DirectoryCheckpointIO) -> pl.Trainer:
 
 
 def world_size(cfg: DictConfig) -> int:
-    """Processes that the trainer configuration asks for."""
-    devices = cfg.trainer.devices
+    """Processes that the configuration asks for."""
+    return processes(cfg.trainer)
+
+
+def processes(trainer_node: DictConfig) -> int:
+    """The same of a trainer's configuration."""
+    devices = trainer_node.devices
     if devices == -1 or devices == "auto":
-        devices = max(1, torch.cuda.device_count()) if cfg.trainer.accelerator in ("auto", "gpu", "cuda") else 1
+        devices = max(1, torch.cuda.device_count()) if trainer_node.accelerator in ("auto", "gpu", "cuda") else 1
     count = devices if isinstance(devices, int) else len(devices)
-    return count * cfg.trainer.get("num_nodes", 1)
+    return count * trainer_node.get("num_nodes", 1)
 
 
 def save_config(text: str, run_dir: Path) -> None:

@@ -5,12 +5,9 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from latentdiff.app.composed import composed
 from latentdiff.config.errors import InputError
-
-if TYPE_CHECKING:
-    from omegaconf import DictConfig
 
 DTYPES = ("float32", "float16")
 
@@ -40,7 +37,7 @@ def _run(arguments: argparse.Namespace) -> None:
     for name in ("captions", "batch"):
         if (value := getattr(arguments, name)) is not None and value < 1:
             raise InputError(f"--{name}: expected at least 1, got {value}")
-    cfg = _composed(arguments.settings)
+    cfg = composed("train", arguments.settings)
     options = {"dtype": arguments.dtype, "captions": arguments.captions, "batch": arguments.batch}
     try:
         manifest = make_cache(cfg, Path(arguments.dest), **options)
@@ -54,21 +51,3 @@ def _run(arguments: argparse.Namespace) -> None:
     if manifest.left_out:
         print(f"{manifest.left_out} samples could not be used and are left out", file=sys.stderr)
     print(f"train with the same settings but data=cached data.train={arguments.dest} data.size={manifest.image_size}")
-
-
-def _composed(settings: list[str]) -> DictConfig:
-    """train.py's configuration. Raises InputError with all its faults."""
-    from latentdiff.app import schema
-    from latentdiff.app.launch import find_configs
-    from latentdiff.config.compose import compose
-    from latentdiff.config.quoting import quote_overrides
-    from latentdiff.config.validate import validate
-
-    schema.register()
-    cfg, faults = compose(find_configs("train"), "train", quote_overrides(settings))
-    root = schema.ROOTS["train"]
-    if cfg is not None:
-        faults = [*faults, *validate(cfg, injected=root.injected, runtime=root.runtime)]
-    if faults or cfg is None:
-        raise InputError("\n".join(map(str, dict.fromkeys(faults))))
-    return cfg

@@ -6,7 +6,7 @@ import argparse
 import dataclasses
 import sys
 
-from latentdiff.app import cache, shards
+from latentdiff.app import cache, compare, reference, shards
 from latentdiff.config.errors import InputError
 
 FORMATS = ("format=diffusers", "format=ldm")
@@ -19,6 +19,8 @@ def main(argv: list[str] | None = None) -> int:
     verbs = parser.add_subparsers(dest="verb", required=True)
     shards.add(verbs)
     cache.add(verbs)
+    reference.add(verbs)
+    compare.add(verbs)
     _add_export(verbs)
     _add_import(verbs)
     ema = verbs.add_parser("ema", help="a run's snapshots -> a checkpoint with the average of any length")

@@ -13,9 +13,14 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from latentdiff.app.kept import remove_complete
 from latentdiff.checkpoint import store
+from latentdiff.evaluation.report import results_table
 
 HOME = Path("outputs/demo")
+EVALUATION = HOME / "evaluate"
+METRICS = ("metrics=[shapes_text,small]", "~metrics.frechet")
+"""Captions read off the images, and every number of a network that needs no download."""
 PROMPTS = (
     "a big red circle to the left of a small blue box on a white background",
     "a small yellow star in the top right corner on a navy background",
@@ -32,8 +37,10 @@ def main() -> None:
     run("train.py", "experiment=ldm_txt2img", f"run_dir={ldm}")
     last = ldm / "checkpoints" / "last"
     first = Path(store.read_manifest(last).first_stage["path"])
+    for folder in (HOME / "evaluate_autoencoder", EVALUATION):
+        remove_complete(folder)
     run("evaluate.py", f"checkpoint={first}", f"run_dir={HOME / 'evaluate_autoencoder'}")
-    run("evaluate.py", f"checkpoint={last}", "controls=false", f"run_dir={HOME / 'evaluate'}")
+    run("evaluate.py", f"checkpoint={last}", "controls=false", *METRICS, f"run_dir={EVALUATION}")
     run("sample.py", f"checkpoint={last}", f"prompt={json.dumps(list(PROMPTS))}", f"run_dir={HOME / 'samples'}")
     summary = summarise(first, last, memory.peak_gib())
     summary["total_seconds"] = round(time.perf_counter() - began, 1)
@@ -52,18 +59,21 @@ def run(script: str, *overrides: str) -> None:
 def summarise(first: Path, last: Path, peak_gib: float) -> dict:
     """The demo's results from the files that the programs wrote."""
     stage_one = json.loads((HOME / "evaluate_autoencoder" / "results.json").read_text())["results"]
-    results = HOME / "evaluate" / "results.json"
+    results = EVALUATION / "results.json"
+    measured = json.loads(results.read_text())["results"]
     return {
         "stage_one": {
             "psnr": stage_one["reconstruction"]["psnr"],
             "seconds": store.read_manifest(first).extra["seconds"],
         },
         "stage_two": {"seconds": store.read_manifest(last).extra["seconds"]},
-        "caption_accuracy": json.loads(results.read_text())["results"]["captions"],
+        "caption_accuracy": measured["captions"],
+        "distances": measured["small"],
         "peak_memory_gib": round(peak_gib, 2),
         "checkpoints": {"autoencoder": str(first), "ldm": str(last)},
         "grids": [str(path) for path in sorted(HOME.rglob("*.png")) if path.name.startswith(("grid", "batch"))],
         "results": str(results),
+        "report": str(EVALUATION / "report.html"),
     }
 
 
@@ -76,13 +86,16 @@ def show(console: Console, summary: dict) -> None:
     for name, row in groups:
         table.add_row(name, *(f"{value:.3f}" for value in row.values()))
     console.print(table)
+    console.print(results_table(summary["distances"], title="500 images beside 500 held-back ones; none is a FID"))
     console.print(
         f"stage one: {summary['stage_one']['psnr']:.2f} dB in {summary['stage_one']['seconds']:.0f} s of training"
     )
     console.print(f"stage two: {summary['stage_two']['seconds']:.0f} s of training")
     console.print(f"in all {summary['total_seconds']:.0f} s, peak memory {summary['peak_memory_gib']} GiB")
     console.print(
-        f"images: {HOME / 'evaluate' / 'grid.png'}, {HOME / 'samples' / 'grid.png'}; summary: {HOME / 'summary.json'}"
+        f"report: {summary['report']}; images: {EVALUATION / 'grid.png'}, {HOME / 'samples' / 'grid.png'}; "
+        f"summary: {HOME / 'summary.json'}",
+        soft_wrap=True,
     )
     console.print(
         "\nTry next:\n"

@@ -2,166 +2,126 @@
 
 from __future__ import annotations
 
-import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 from omegaconf import DictConfig
 from rich.console import Console
-from rich.progress import Progress
 
-from latentdiff.app import build as make
 from latentdiff.app import run_dir as runs
-from latentdiff.app.subject import Subject, check_request, data_for, load_subject, metrics_for
+from latentdiff.app.evaluate_sweep import WHOLE, run_sweep
+from latentdiff.app.evaluation_parts import Parts, load_parts
+from latentdiff.app.kept import kept
+from latentdiff.app.processes import is_first, say
+from latentdiff.app.publish import publish
+from latentdiff.app.ranks import Ranks, launched
+from latentdiff.app.repeat import repeated, verdict
+from latentdiff.app.repeats import check_kept, check_repeats, measure_repeats
+from latentdiff.app.run_lock import alone_in
+from latentdiff.app.tracking import check_logger, to_wandb
+from latentdiff.app.work_files import GRID, REPORT, no_work_if_refused
 from latentdiff.config.errors import InputError
-from latentdiff.data.datamodule import DataModule
-from latentdiff.evaluation import card, engine, report
-from latentdiff.evaluation.baselines import BicubicEnlargement, LatentGaussian, LatentMoments, RealImages
-from latentdiff.evaluation.bound import MEANING, evaluate_bound
-from latentdiff.evaluation.controls import Control, measure_controls
-from latentdiff.evaluation.first_images import FirstImages
-from latentdiff.evaluation.stage_one import MeasuredReconstruction, above_floor, channels_table
-from latentdiff.generation.pipeline import LatentPipeline
-from latentdiff.metrics.caption_accuracy import CaptionAccuracy
-from latentdiff.metrics.paired import Fidelity
-from latentdiff.metrics.patch_pca import PatchPca
-from latentdiff.metrics.reconstruction import Psnr, Ssim
-from latentdiff.types import Metric
+from latentdiff.evaluation.compare import RESULTS
 
-GRID_IMAGES = 32
-FITTED_IMAGES = 1000
-"""Training images that the patch PCA and the moments of the latents are fitted on."""
+SUBJECTS = ("checkpoint", "images", "pipeline", "card")
+CHOICES = {"conditions": ("data", "made"), "weights": ("ema", "model"), "save_samples": (None, "png", "npz")}
+SIGN = ".fault"
+"""In the run directory while one of several processes has failed and the others do not know yet."""
 
 
 def run(cfg: DictConfig) -> None:
-    """Generate (stage two) or reconstruct (stage one) ``num_images`` validation samples and measure them."""
-    console = Console()
-    device, precision = make.device(cfg.trainer)
-    subject = load_subject(cfg, device, precision)
-    if cfg.bound and subject.stage_one is not None:
-        raise InputError("bound: the variational bound is stage two's; leave it out for a first stage")
+    """Generate (stage two) or reconstruct (stage one) ``num_images`` samples, or take those of others; measure them.
+
+    On any number of processes, with the same result. A run directory in which an evaluation was killed goes on.
+    """
+    _check_subject(cfg)
+    if cfg.card is not None:
+        cfg = repeated(cfg)
+    _check_values(cfg)
+    check_logger(cfg)
+    own = cfg.run_dir is None
     where = runs.prepare(cfg.run_dir, outputs=cfg.paths.outputs, name="evaluate")
-    data = data_for(cfg, subject)
-    metrics = metrics_for(cfg, subject)
-    check_request(cfg.num_images, data, metrics, subject)
-    began = time.perf_counter()
-    if subject.stage_one is not None:
-        metrics = _with_standard(metrics, subject.stage_one, data)
-    kept = FirstImages(GRID_IMAGES)
-    samples = engine.LoadedSamples(data.val_dataloader())
-    settings = {"num_images": cfg.num_images, "batch_size": cfg.batch_size, "seed": cfg.seed}
-    results = _results(subject, samples, metrics, kept, settings, console)
-    controls = {} if subject.stage_one else _controls(cfg, subject, data, samples, metrics)
-    beside = _measured(controls, metrics, results, whole=cfg.get("controls", True), settings=settings)
-    if cfg.bound:
-        results["bound"] = _bound(subject.generate, samples, settings)
-    about = card.protocol_card(
-        checkpoint=subject.path,
-        weights="ema",
-        generate=subject.generate,
-        metrics=metrics,
-        data=f"{data.source.name}, validation samples 0 to {cfg.num_images - 1}",
-        image_size=data.image_size,
-        wall_seconds=time.perf_counter() - began,
-        **settings,
-    )
-    about |= {"bound": MEANING} if cfg.bound else {}
-    about |= {"controls": {name: _about(controls[name]) for name in beside}} if beside else {}
-    report.write_results(where / "results.json", results, about, beside)
-    if subject.stage_one is not None:
-        kept.save_comparison(where / "grid.png")
-    else:
-        reads = {"captions": subject.reads_captions, "labels": subject.reads_labels}
-        kept.save(where / "grid.png", **reads, class_names=data.class_names)
-    title = f"{subject.path} on {cfg.num_images} {data.source.name} samples"
-    _show(console, title, results, beside)
-    console.print(f"results: {where / 'results.json'}   grid: {where / 'grid.png'}", soft_wrap=True)
+    cfg.run_dir = str(where)
+    with _kept_if_used(where, own=own), alone_in(where):
+        ranks = launched(cfg.trainer)
+        say(f"run directory: {where}")
+        with ranks.together(where / SIGN):
+            _run(cfg, ranks, where, Console(quiet=not ranks.first))
 
 
-def _results(
-    subject: Subject,
-    samples: engine.Samples,
-    metrics: dict[str, Metric],
-    kept: FirstImages,
-    settings: dict,
-    console: Console,
-) -> dict[str, dict]:
-    with Progress(console=console, transient=True) as progress:
-        task = progress.add_task("images", total=settings["num_images"])
-        results = engine.evaluate(
-            subject.generate,
-            samples,
-            metrics,
-            **settings,
-            reconstruct=subject.reconstruct,
-            on_images=kept.keep,
-            progress=lambda n: progress.advance(task, n),
-        )
-    if subject.stage_one is not None:
-        results["reconstruction"] = above_floor(results["reconstruction"], results.pop("patch_pca")["psnr"])
-        results["latents"] = subject.stage_one.latent_results()
-    return results
+@contextmanager
+def _kept_if_used(where: Path, *, own: bool) -> Iterator[None]:
+    """Removes a run directory of the command's ``own`` choice that is still empty when the block refuses its input."""
+    try:
+        yield
+    except InputError:
+        if own and is_first():
+            with suppress(OSError):  # not empty
+                where.rmdir()
+        raise
 
 
-def _bound(pipeline: LatentPipeline, samples: engine.Samples, settings: dict) -> dict[str, float]:
-    parts = {"denoiser": pipeline.denoiser, "conditioner": pipeline.conditioner, "codec": pipeline.codec}
-    return evaluate_bound(**parts, samples=samples, device=pipeline.device, **settings)
+def _run(cfg: DictConfig, ranks: Ranks, where: Path, console: Console) -> None:
+    sweeping = any(values is not None for values in cfg.sweep.values())
+    if ranks.first and (where / (RESULTS if sweeping else WHOLE)).exists():
+        raise InputError(f"run_dir: '{where}' holds {'an evaluation' if sweeping else 'a sweep'}; give another")
+    if sweeping:
+        run_sweep(cfg, ranks, where, console)
+        return
+    parts = load_parts(cfg, ranks, where)
+    check_repeats(cfg, parts.subject)
+    with no_work_if_refused(where, ranks):
+        _make_room(cfg, parts, ranks, where)
+    found = measure_repeats(cfg, parts, ranks, where, console)
+    if ranks.first:
+        publish(cfg, parts, found, where, ranks, console)
+        to_wandb(cfg, found.as_file(), where)
+    if ranks.first and cfg.card is not None:
+        console.print(verdict(cfg.card, where / RESULTS), soft_wrap=True, markup=False)
 
 
-def _with_standard(metrics: dict[str, Metric], model: MeasuredReconstruction, data: DataModule) -> dict[str, Metric]:
-    """With what every first stage is measured by: PSNR and SSIM, and the patch PCA of equal size."""
-    images = (batch.image.to(model.device) for batch in data.statistics_batches(FITTED_IMAGES))
-    standard = {
-        "reconstruction": Fidelity(metrics=[Psnr(), Ssim()]),
-        "patch_pca": PatchPca(images=images, factor=model.codec.factor, components=model.codec.channels),
-    }
-    return {**metrics, **standard}
+def _make_room(cfg: DictConfig, parts: Parts, ranks: Ranks, where: Path) -> None:
+    """Removes what an evaluation of the same protocol has published: results never stand beside another's pictures.
 
-
-def _controls(
-    cfg: DictConfig, subject: Subject, data: DataModule, samples: engine.Samples, metrics: dict[str, Metric]
-) -> dict[str, Control]:
-    """Real scenes that only went through stage one, which no sample of stage two can pass, and what there is besides:
-
-    small images enlarged; for distances to real images the training images, and latents drawn from a Gaussian.
+    Raises InputError for one of another protocol, and for such repetitions.
     """
-    count, codec, device = cfg.num_images, subject.reconstruct.codec, subject.reconstruct.device
-    controls = {"reconstructions": Control(subject.reconstruct, samples, count)}
-    if not cfg.get("controls", True):
-        return controls
-    if data.preview(1).low_res is not None:
-        controls["bicubic"] = Control(BicubicEnlargement(device=device), samples, count)
-    if any(isinstance(metric, engine.ComparesWithReal) for metric in metrics.values()):
-        images = (batch.image for batch in data.statistics_batches(FITTED_IMAGES))
-        gaussian = LatentGaussian(codec=codec, moments=LatentMoments.of(images, codec, device))
-        controls["gaussian"] = Control(gaussian, samples, count, conditioned=False)
-        training, most = engine.LoadedSamples(data.statistics_batches(count)), min(count, len(data.train_set))
-        controls["training_images"] = Control(RealImages(device=device), training, most, conditioned=False)
-    return controls
+    found = kept(where, cfg, parts, ranks)
+    check_kept(cfg, parts, ranks, where)
+    if found is not None and ranks.first:
+        say(f"'{where}' holds this evaluation already; it is measured again")
+        for name in (RESULTS, GRID, REPORT):
+            (where / name).unlink(missing_ok=True)
 
 
-def _measured(
-    controls: dict[str, Control], metrics: dict[str, Metric], results: dict, *, whole: bool, settings: dict
-) -> dict[str, dict]:
-    """The controls' results. Caption accuracy of reconstructions goes with the caption accuracy, always.
-
-    ``whole`` False: nothing but that.
-    """
-    captions = {name: metric for name, metric in metrics.items() if isinstance(metric, CaptionAccuracy)}
-    held = {key: settings[key] for key in ("batch_size", "seed")}
-    found = measure_controls(controls, metrics if whole else captions, **held)
-    for name in captions.keys() & found.get("reconstructions", {}).keys():
-        control = found["reconstructions"].pop(name)
-        results[name]["reconstructions"] = {key: value for key, value in control.items() if key != "shuffled"}
-    return {name: values for name, values in found.items() if values}
+def _check_subject(cfg: DictConfig) -> None:
+    given = [name for name in SUBJECTS if cfg[name] is not None]
+    if not given:
+        raise InputError(f"checkpoint: which one? Give one of {', '.join(f'{name}=PATH' for name in SUBJECTS)}")
+    if len([name for name in given if name != "card"]) > 1:
+        raise InputError(f"{' and '.join(given)}: an evaluation is of one of them; give one")
 
 
-def _about(control: Control) -> dict[str, object]:
-    """For the protocol card."""
-    return {**control.generate.describe(), "count": control.num_images}
-
-
-def _show(console: Console, title: str, results: dict, controls: dict) -> None:
-    console.print(report.results_table(results, title=title))
-    if controls:
-        console.print(report.results_table(controls, title="controls: the same of images that the model did not make"))
-    if "latents" in results:
-        console.print(channels_table(results["latents"]["channels"]))
+def _check_values(cfg: DictConfig) -> None:
+    for name, known in CHOICES.items():
+        if cfg[name] not in known:
+            listed = ", ".join("null" if each is None else each for each in known)
+            raise InputError(f"{name}: expected one of {listed}, got '{cfg[name]}'")
+    if cfg.weights != "ema" and cfg.checkpoint is None:
+        raise InputError("weights: it is for checkpoints; leave it out")
+    if cfg.conditions != "data" and cfg.checkpoint is None:
+        raise InputError("conditions: they are made for checkpoints; leave it out")
+    for name in ("num_images", "batch_size", "repeats"):
+        if cfg[name] < 1:
+            raise InputError(f"{name}: expected at least 1, got {cfg[name]}")
+    if cfg.num_reference is not None and cfg.num_reference < 2:
+        raise InputError(f"num_reference: expected at least 2 real images, got {cfg.num_reference}")
+    if cfg.num_reference is not None and cfg.reference is not None:
+        raise InputError("num_reference: the reference is a file, which has its own images; leave one of them out")
+    if cfg.lossy and cfg.images is None:
+        raise InputError("lossy: it is for images=PATH, images made elsewhere; leave it out")
+    if not 0 <= cfg.max_duplicates <= 1:
+        raise InputError(f"max_duplicates: expected a share from 0 to 1, got {cfg.max_duplicates}")
+    for name in ("neighbours", "neighbour_images"):
+        if cfg[name] < 0:
+            raise InputError(f"{name}: expected 0 or more, got {cfg[name]}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from latentdiff.checkpoint.guides import CheckpointAutoguidance, CheckpointClassifierGuidance
 from latentdiff.checkpoint.models import load_diffusion
+from latentdiff.checkpoint.store import Part
 from latentdiff.conditioning.compose import Composite
 from latentdiff.config import allowlist
 from latentdiff.config.errors import InputError
@@ -40,9 +42,14 @@ class Generator:
         return steered or self.config.conditioner.get("reads_labels", False)
 
 
-def load_generator(cfg: DictConfig, path: Path, device: torch.device, precision: torch.dtype | None) -> Generator:
-    """Raises InputError for a checkpoint that cannot be used, and for sampler or guidance that do not fit it."""
-    model = load_diffusion(path, first_stage=cfg.first_stage.checkpoint)
+def load_generator(
+    cfg: DictConfig, path: Path, device: torch.device, precision: torch.dtype | None, *, weights: Part = "ema"
+) -> Generator:
+    """Raises InputError for a checkpoint that cannot be used, and for sampler or guidance that do not fit it.
+
+    ``weights`` "model": those that were trained, not their average.
+    """
+    model = load_diffusion(path, first_stage=cfg.first_stage.checkpoint, weights=weights)
     sampler = overlaid(cfg.sampler, model.config.sampler, "solver")
     node = overlaid(cfg.guidance, model.config.guidance, "_target_")
     _check(sampler, node)
@@ -119,3 +126,5 @@ def _check(sampler: DictConfig, guidance: DictConfig) -> None:
         raise InputError("\n".join(map(str, faults)))
     if not isinstance(sampler.steps, int) or sampler.steps < 1:
         raise InputError(f"sampler.steps: expected a whole number of at least 1, got {sampler.steps!r}")
+    if not math.isfinite(scale := guidance.get("scale", 0.0)):
+        raise InputError(f"guidance.scale: expected a finite number, got {scale}")

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from latentdiff.app import schema
 from latentdiff.app.demo import run
+from latentdiff.app.kept import remove_complete
 from latentdiff.app.launch import find_configs
 from latentdiff.app.preflight import kind_of
 from latentdiff.checkpoint import store
@@ -121,7 +122,8 @@ def _protocols(found: dict[str, dict]) -> str:
     lines = ["| model | batches | training, min | images measured | sampling |", "|---|---:|---:|---:|---|"]
     for name, one in found.items():
         card = one["card"]
-        model, made, path = card["model"], card["generation"], Path(card["model"]["checkpoint"])
+        model, protocol, path = card["model"], card["protocol"], Path(card["model"]["checkpoint"])
+        made = protocol["generation"]
         seconds = store.read_manifest(path).extra.get("seconds") if path.exists() else None
         sampling = ""
         if "sampler" in made:
@@ -129,7 +131,7 @@ def _protocols(found: dict[str, dict]) -> str:
             sampling = f"{made['sampler']['name']}, {made['steps']} steps, {made['guidance']['name']}"
             sampling += "" if scale is None else f" {scale}"
         minutes = "" if seconds is None else f"{seconds / 60:.1f}"
-        lines.append(f"| {name} | {model['batches_seen']} | {minutes} | {card['samples']['count']} | {sampling} |")
+        lines.append(f"| {name} | {model['batches_seen']} | {minutes} | {protocol['samples']['count']} | {sampling} |")
     return "\n".join(lines)
 
 
@@ -159,6 +161,7 @@ def _evaluate(checkpoint: Path, where: Path, overrides: list[str]) -> None:
     if evaluated(checkpoint, where, overrides):
         print(f"{checkpoint}: evaluated already, {where}", flush=True)
         return
+    remove_complete(where)
     run("evaluate.py", f"checkpoint={checkpoint}", f"run_dir={where}", *overrides)
     (where / OVERRIDES).write_text(json.dumps(overrides))
 

@@ -1,4 +1,4 @@
-"""One process at a time trains in a run directory."""
+"""One process at a time works in a run directory."""
 
 from __future__ import annotations
 
@@ -63,9 +63,9 @@ def _take(file: IO[str], run_dir: Path, wait: bool) -> None:
             holder = file.read().strip() or "another process"
             if not wait:
                 raise InputError(
-                    f"run_dir: {holder} trains in '{run_dir}'; wait until it ends, or give another run_dir"
+                    f"run_dir: {holder} works in '{run_dir}'; wait until it ends, or give another run_dir"
                 ) from error
-            say(f"waiting: {holder} trains in '{run_dir}'")
+            say(f"waiting: {holder} works in '{run_dir}'")
             fcntl.flock(file, fcntl.LOCK_EX)
     except OSError as error:
         if error.errno not in WITHOUT_LOCKS:

@@ -64,15 +64,41 @@ class TrainConfig(RunConfig):
 
 
 @dataclass
-class EvaluateConfig(RunConfig):
-    """evaluate.py: ``sampler`` and ``guidance`` left null are the checkpoint's own."""
+class SweepConfig:
+    """The values of a grid of evaluations; None: the one that the configuration has."""
 
-    checkpoint: str = MISSING
+    guidance: Optional[list[float]] = None  # noqa: UP045
+    steps: Optional[list[int]] = None  # noqa: UP045
+    sampler: Optional[list[str]] = None  # noqa: UP045
+    ema_length: Optional[list[float]] = None  # noqa: UP045
+
+
+@dataclass
+class EvaluateConfig(RunConfig):
+    """evaluate.py: one of ``checkpoint``, ``images``, ``pipeline`` and ``card``; ``sampler`` and ``guidance`` left null
+    are the checkpoint's own. What the keys mean stands in configs/evaluate.yaml."""
+
+    checkpoint: Optional[str] = None  # noqa: UP045
+    images: Optional[str] = None  # noqa: UP045
+    pipeline: Optional[str] = None  # noqa: UP045
+    card: Optional[str] = None  # noqa: UP045
+    weights: str = "ema"
     num_images: int = MISSING
-    batch_size: int = 64
-    reference: Any = None
-    bound: bool = False
+    batch_size: int = MISSING
+    repeats: int = 1
+    conditions: str = "data"
+    prompts: Optional[str] = None  # noqa: UP045
+    reference: Optional[str] = None  # noqa: UP045
+    num_reference: Optional[int] = None  # noqa: UP045
     controls: bool = True
+    bound: bool = False
+    save_samples: Optional[str] = None  # noqa: UP045
+    neighbours: int = 8
+    neighbour_images: int = 1000
+    lossy: bool = False
+    max_duplicates: float = 0.01
+    sweep: SweepConfig = field(default_factory=SweepConfig)
+    logger: Any = None
 
 
 @dataclass

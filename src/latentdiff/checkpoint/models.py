@@ -22,6 +22,8 @@ from latentdiff.models.autoencoder.codec import LatentCodec
 from latentdiff.models.classifier import NoisyClassifier
 
 EMA_PREFIX = "ema.model."
+_TRAINED = {"diffusion": "model.", "autoencoder": "autoencoder."}
+"""Begins the names of the weights that were trained, by the kind of the checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -55,11 +57,12 @@ class ClassifierModel(Checkpoint):
     classifier: NoisyClassifier
 
 
-def load_codec(path: str | Path, *, statistics: Statistics | None = None) -> LatentCodec:
+def load_codec(path: str | Path, *, statistics: Statistics | None = None, weights: store.Part = "ema") -> LatentCodec:
     """The codec of a stage-one checkpoint of ours, or of an autoencoder that another program wrote.
 
     A checkpoint of ours carries its latent statistics. ``statistics`` are for others: they take the place of the
-    file's own, and are needed where it has none. Raises InputError where ``path`` is no first stage, or a damaged one.
+    file's own, and are needed where it has none. Of ours the averaged ``weights``, or those that were trained
+    ("model"). Raises InputError where ``path`` is no first stage, or a damaged one.
     """
     if foreign.recognises(path):
         found = foreign.read(path)
@@ -69,7 +72,7 @@ def load_codec(path: str | Path, *, statistics: Statistics | None = None) -> Lat
     store.read_manifest(path, expect_kind="autoencoder")
     store.verify(path)
     autoencoder = build(load_config(path / store.CONFIG).autoencoder)
-    _load(autoencoder, store.load_weights(path, "ema"), EMA_PREFIX, path)
+    _load(autoencoder, *_weights(path, "autoencoder", weights), path)
     own = store.load_weights(path, "model")
     return LatentCodec(autoencoder=autoencoder, mean=own["latent_mean"], std=own["latent_std"])
 
@@ -90,10 +93,11 @@ def recorded_statistics(record: dict) -> Statistics | None:
     return Statistics(tuple(record["mean"]), tuple(record["std"])) if "mean" in record else None
 
 
-def load_diffusion(path: str | Path, *, first_stage: str | None = None) -> DiffusionModel:
+def load_diffusion(path: str | Path, *, first_stage: str | None = None, weights: store.Part = "ema") -> DiffusionModel:
     """A stage-two checkpoint with its first stage, from where it was in training or from ``first_stage``.
 
-    Raises InputError where either is missing or damaged, or where the first stage is another than in training.
+    ``weights`` "model": of the denoiser and the conditioner those that were trained, not their average. Raises
+    InputError where either is missing or damaged, or where the first stage is another than in training.
     """
     path, manifest = _opened(path, "diffusion")
     where = Path(first_stage or moved(manifest.first_stage["path"], manifest, path))
@@ -109,7 +113,7 @@ def load_diffusion(path: str | Path, *, first_stage: str | None = None) -> Diffu
             "name the right one with first_stage.checkpoint=PATH"
         )
     codec = load_codec(where, statistics=recorded_statistics(manifest.first_stage))
-    return DiffusionModel(codec=codec, **vars(_denoiser(path, manifest)))
+    return DiffusionModel(codec=codec, **vars(_denoiser(path, manifest, weights)))
 
 
 def load_denoiser(path: str | Path) -> DenoiserModel:
@@ -142,12 +146,12 @@ def _opened(path: str | Path, kind: str) -> tuple[Path, store.Manifest]:
     return path, manifest
 
 
-def _denoiser(path: Path, manifest: store.Manifest) -> DenoiserModel:
+def _denoiser(path: Path, manifest: store.Manifest, weights: store.Part = "ema") -> DenoiserModel:
     config = load_config(path / store.CONFIG)
     conditioner = moved(OmegaConf.to_container(config.task.conditioner), manifest, path)
     check_text_encoder(conditioner, manifest, path)
     model = nn.ModuleDict({"denoiser": build(config.task.denoiser), "conditioner": build(conditioner)})
-    _load(model, store.load_weights(path, "ema"), EMA_PREFIX, path)
+    _load(model, *_weights(path, "diffusion", weights), path)
     return DenoiserModel(
         denoiser=model["denoiser"], conditioner=model["conditioner"], config=config, manifest=manifest, path=path
     )
@@ -159,6 +163,14 @@ def _identified(path: Path) -> tuple[Path, str]:
         return path, foreign.digest(path)
     path = store.resolve(path, prefer=("last", "best"))
     return path, store.digest(path)
+
+
+def _weights(path: Path, kind: str, part: store.Part) -> tuple[dict[str, Tensor], str]:
+    """And what their names begin with. Raises InputError where the checkpoint holds the average alone."""
+    prefix, found = EMA_PREFIX if part == "ema" else _TRAINED[kind], store.load_weights(path, part)
+    if part == "model" and not any(name.startswith(prefix) for name in found):
+        raise InputError(f"weights: '{path}' was imported and holds one set of weights alone; leave weights=ema")
+    return found, prefix
 
 
 def _load(module: nn.Module, weights: dict[str, Tensor], prefix: str, path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 import pytorch_lightning as pl
@@ -18,9 +19,10 @@ from latentdiff.data.conditions import Condition, check_fields, check_value
 from latentdiff.data.filters import known_sizes
 from latentdiff.data.image_reader import ImageReader
 from latentdiff.data.labels import Labels
-from latentdiff.data.plan import SHUFFLE, SequentialPlan
+from latentdiff.data.plan import SHUFFLE, Plan, SequentialPlan
+from latentdiff.data.ranges import SampleRanges, spread
 from latentdiff.data.resampled import ResampledDataset, ResampledShards
-from latentdiff.data.sample import check_captions, check_labels, within_reach
+from latentdiff.data.sample import check_captions, check_labels
 from latentdiff.data.shard_set import ShardSet
 from latentdiff.data.sources import Source
 from latentdiff.data.stream import BatchLoader, ReadCounts, Reader, Readers, ShardDataset, check_share
@@ -30,8 +32,6 @@ from latentdiff.data.worker import available_cores
 from latentdiff.types import Batch
 
 _log = logging.getLogger(__name__)
-_STATISTICS_SHARDS = 8
-"""Remote shards that latent statistics are taken from: each has to be fetched whole."""
 
 
 class DataModule(pl.LightningDataModule):
@@ -177,8 +177,7 @@ class DataModule(pl.LightningDataModule):
 
     def preview(self, count: int) -> Batch:
         """The first ``count`` validation samples, for pictures: the same on every rank and in every run."""
-        count = min(count, len(self.val_set))
-        return self._fixed(self.val_set, SequentialPlan(len(self.val_set), count, 1), 0, 1)[0]
+        return self.ranges_of(self.val_set, with_conditions=True)(range(min(count, len(self.val_set))))
 
     def fixed_reader(self, shards: ShardSet) -> Reader:
         """Of samples as evaluation sees them, without conditions."""
@@ -187,13 +186,19 @@ class DataModule(pl.LightningDataModule):
     def statistics_batches(self, count: int) -> Iterator[Batch]:
         """This rank's share of ``count`` training samples spread over the set, without augmentation or conditions."""
         rank, ranks = self._rank_and_ranks()
-        near = within_reach(self.train_set, remote=_STATISTICS_SHARDS)
-        usable = near[~self.train_set.broken()[near]]
-        count = min(count, len(usable))
-        chosen = self.train_set.select(usable[np.linspace(0, len(usable) - 1, count).astype(np.int64)])
-        plan = SequentialPlan(count, max(min(count, self.val_batch), ranks), ranks)
+        chosen = spread(self.train_set, count)
+        plan = SequentialPlan(len(chosen), max(min(len(chosen), self.val_batch), ranks), ranks)
         dataset = self._fixed(chosen, plan, rank, ranks, with_conditions=False)
-        return (dataset[number] for number in range(plan.num_batches))
+        return map(dataset.__getitem__, range(plan.num_batches))
+
+    def ranges_of(self, shards: ShardSet, *, with_conditions: bool = False) -> SampleRanges:
+        """The samples of a set by their indices, as evaluation sees them: whichever rank asks."""
+        fixed = partial(self._fixed, with_conditions=with_conditions)
+        return SampleRanges(shards, fixed, num_workers=self.num_workers)
+
+    def training_ranges(self, count: int) -> SampleRanges:
+        """Those of ``statistics_batches`` likewise, fewer where there are not as many."""
+        return self.ranges_of(spread(self.train_set, count))
 
     def counts(self) -> ReadCounts:
         """What the training loaders of all ranks have read since the start or resumption; to be called on all ranks."""
@@ -217,9 +222,8 @@ class DataModule(pl.LightningDataModule):
         return batch.to(device, non_blocking=True)
 
     def _labels(self) -> Labels:
-        return Labels(
-            classes=self.classes, entry=self.label_field, names=self.class_names, required=self.require_labels
-        )
+        given = {"classes": self.classes, "entry": self.label_field, "names": self.class_names}
+        return Labels(required=self.require_labels, **given)
 
     def _crops(self) -> Crops:
         """How training images are cut."""
@@ -230,26 +234,23 @@ class DataModule(pl.LightningDataModule):
 
     def _try(self, shards: ShardSet, crop: CoverCrop) -> None:
         """Makes the fields of the first sample, before any work."""
-        dataset = self._fixed(shards, SequentialPlan(len(shards), 1), 0, 1, crop=crop)
-        if self.conditions:
-            batch = dataset[0]
-            for name in self.conditions:
-                check_value(name, getattr(batch, name)[0], *crop.size)
+        dataset = self._fixed(shards, SequentialPlan(len(shards), 1), crop=crop)
+        for name in self.conditions or {}:
+            check_value(name, getattr(dataset[0], name)[0], *crop.size)
 
     def _fixed(
         self,
         shards: ShardSet,
-        plan: SequentialPlan,
-        rank: int,
-        ranks: int,
+        plan: Plan,
+        rank: int = 0,
+        ranks: int = 1,
         *,
         with_conditions: bool = True,
         crop: CoverCrop | None = None,
     ) -> ShardDataset:
         """Samples as evaluation sees them: main caption, centre crop, with attributes."""
-        conditions = self.conditions if with_conditions else None
-        transform = crop or CoverCrop(size=self.image_size)
-        reader = self._reader(shards, transform=transform, conditions=conditions, draw=False)
+        options = {"conditions": self.conditions if with_conditions else None, "draw": False}
+        reader = self._reader(shards, transform=crop or CoverCrop(size=self.image_size), **options)
         return ShardDataset(shards, plan=plan, reader=reader, rank=rank, ranks=ranks, max_broken=self.max_broken)
 
     def _reader(

@@ -16,7 +16,7 @@ from latentdiff.types import Batch, Codec
 
 
 class RealImages:
-    """The samples' own images: two sets of real ones are this far apart, and no model need come nearer.
+    """Real images as the samples have them: two sets of real ones are this far apart, and no model need come nearer.
 
     Args:
         device: where they are measured.
@@ -33,7 +33,7 @@ class RealImages:
 
     def describe(self) -> dict[str, object]:
         """For the protocol card."""
-        return {"images": "the samples' own"}
+        return {"images": "real"}
 
 
 class BicubicEnlargement:

@@ -11,8 +11,8 @@ from latentdiff.config.errors import InputError
 from latentdiff.diffusion.bound import Bound, variational_bound
 from latentdiff.diffusion.denoiser import Denoiser
 from latentdiff.diffusion.noise import seeded_noise
-from latentdiff.evaluation.engine import Samples, image_seed, index_chunks
-from latentdiff.types import Batch, Codec, Conditioner
+from latentdiff.evaluation.engine import image_seed
+from latentdiff.types import Batch, Codec, Column, Conditioner, Rows
 
 LEVELS = 128
 """Noise levels per sample unless told otherwise. A whole table of 1000 would cost 1000 calls of the network."""
@@ -24,65 +24,83 @@ MEANING = (
     "same first stage alone; says nothing of the decoder and is not bits per pixel"
 )
 """What the numbers are, for whoever shows them."""
+TERMS = ("prior", "diffusion", "reconstruction")
 
 
-@torch.no_grad()
-def evaluate_bound(
-    *,
-    denoiser: Denoiser,
-    conditioner: Conditioner,
-    codec: Codec,
-    samples: Samples,
-    num_images: int,
-    batch_size: int,
-    seed: int,
-    device: torch.device | str,
-    levels: int | None = LEVELS,
-) -> dict[str, float]:
-    """The mean over ``num_images`` samples: an upper bound on what their latents cost, without guidance, in float32.
+class VariationalBound:
+    """The metric of a model rather than of its images: an upper bound on what the samples' latents cost, without
+    guidance, in float32.
 
     Latent, noise and levels of sample i depend on ``seed`` and i alone, so that models are compared on the same
     draws, however the samples are batched.
 
     Args:
         denoiser: in eval mode, usually the averaged weights.
-        samples: with images; must hold ``num_images``.
         levels: noise levels per sample, each one call of the network; unbiased for any number. A table with fewer
             entries takes them all. None: every entry of a table.
 
-    Returns:
-        ``bits_per_dim`` and its three terms ``prior``, ``diffusion`` and ``reconstruction``, which add up to it, in
-        the unit of ``MEANING``; ``spread``, the standard deviation of ``bits_per_dim`` between samples, of data and
-        draws together; ``standard_error`` of the mean (both 0 for one sample).
-
     Raises:
-        InputError: no samples are asked for, or they have no images; what ``variational_bound`` refuses.
+        InputError: what ``variational_bound`` refuses, when it is measured.
         ValueError: the denoiser is in training mode.
     """
-    if num_images < 1 or batch_size < 1:
-        raise InputError(f"num_images and batch_size must be at least 1; got {num_images} and {batch_size}")
-    if denoiser.training:
-        raise ValueError("the denoiser is in training mode, its dropout would be active; call .eval() on it")
-    levels, device = _levels(denoiser, levels), torch.device(device)
-    found: dict[str, list[Tensor]] = {"prior": [], "diffusion": [], "reconstruction": []}
-    elements = 1
-    for chunk in index_chunks(num_images, batch_size):
-        batch = samples(chunk).to(device)
-        seeds = [image_seed(seed, i) for i in chunk]
-        bound = _of_batch(batch, seeds, denoiser, conditioner, codec, levels)
-        elements = bound.elements
-        for name, values in found.items():
-            values.append(getattr(bound, name).double().cpu())
-    terms = {name: torch.cat(values) / (elements * math.log(2)) for name, values in found.items()}
-    total = sum(terms.values())
-    spread = total.std().item() if num_images > 1 else 0.0
-    means = {name: values.mean().item() for name, values in terms.items()}
-    return {
-        "bits_per_dim": total.mean().item(),
-        **means,
-        "spread": spread,
-        "standard_error": spread / math.sqrt(num_images),
-    }
+
+    def __init__(
+        self,
+        *,
+        denoiser: Denoiser,
+        conditioner: Conditioner,
+        codec: Codec,
+        seed: int,
+        device: torch.device | str,
+        levels: int | None = LEVELS,
+    ):
+        if denoiser.training:
+            raise ValueError("the denoiser is in training mode, its dropout would be active; call .eval() on it")
+        self.denoiser, self.conditioner, self.codec = denoiser, conditioner, codec
+        self.seed, self.device, self.levels = seed, torch.device(device), _levels(denoiser, levels)
+
+    def check(self, batch: Batch) -> None:
+        """Raises InputError where the samples lack what is read of them."""
+        if batch.image is None:
+            raise InputError("the bound is one on images' latents, the samples have no images; give data with images")
+
+    @torch.no_grad()
+    def measure(self, images: Tensor, batch: Batch) -> dict[str, Column]:
+        """The terms of ``batch.image``, float64 (B,), in the unit of ``MEANING``; the images are not looked at."""
+        self.check(batch)
+        seeds = [image_seed(self.seed, batch.start + i) for i in range(len(batch))]
+        bound = self._of_batch(batch.to(self.device), seeds)
+        return {name: getattr(bound, name).double() / (bound.elements * math.log(2)) for name in TERMS}
+
+    def result(self, rows: Rows) -> dict[str, float]:
+        """Means over the samples: ``bits_per_dim`` and its three terms ``prior``, ``diffusion`` and
+        ``reconstruction``, which add up to it; ``spread``, the standard deviation of ``bits_per_dim`` between
+        samples, of data and draws together; ``standard_error`` of the mean (both 0 for one sample)."""
+        terms = {name: rows.column(name) for name in TERMS}
+        total = sum(terms.values())
+        spread = total.std().item() if len(rows) > 1 else 0.0
+        return {
+            "bits_per_dim": total.mean().item(),
+            **{name: values.mean().item() for name, values in terms.items()},
+            "spread": spread,
+            "standard_error": spread / math.sqrt(len(rows)),
+        }
+
+    def describe(self) -> dict[str, object]:
+        """For the protocol card."""
+        return {"meaning": MEANING, "levels": self.levels, "seed": self.seed}
+
+    def _of_batch(self, batch: Batch, seeds: list[int]) -> Bound:
+        with torch.autocast(self.device.type, enabled=False):
+            mean, std = self.codec.moments(batch.image.float() / 127.5 - 1.0)
+            shape = tuple(mean.shape[1:])
+            x0 = self.codec.draw((mean, std), seeded_noise(seeds, "bound posterior", shape).to(self.device))
+            cond = self.conditioner(batch, self.codec)
+
+            def noise_at(i: int) -> Tensor:
+                return seeded_noise(seeds, f"bound {i}", shape).to(self.device)
+
+            return variational_bound(self.denoiser, x0, cond, noise_at=noise_at, steps=self.levels)
 
 
 def _levels(denoiser: Denoiser, wanted: int | None) -> int | None:
@@ -91,28 +109,3 @@ def _levels(denoiser: Denoiser, wanted: int | None) -> int | None:
     if wanted is None or table is None:
         return wanted
     return min(wanted, int(denoiser.t_max * table + 1e-6) - 1)
-
-
-def _of_batch(
-    batch: Batch,
-    seeds: list[int],
-    denoiser: Denoiser,
-    conditioner: Conditioner,
-    codec: Codec,
-    levels: int | None,
-) -> Bound:
-    if batch.image is None:
-        raise InputError("the bound is one on images' latents, the samples have no images; give data with images")
-    if len(batch) != len(seeds):
-        raise InputError(f"{len(seeds)} samples were asked for, {len(batch)} came; lower num_images")
-    device = batch.image.device
-    with torch.autocast(device.type, enabled=False):
-        mean, std = codec.moments(batch.image.float() / 127.5 - 1.0)
-        shape = tuple(mean.shape[1:])
-        x0 = codec.draw((mean, std), seeded_noise(seeds, "bound posterior", shape).to(device))
-        cond = conditioner(batch, codec)
-
-        def noise_at(i: int) -> Tensor:
-            return seeded_noise(seeds, f"bound {i}", shape).to(device)
-
-        return variational_bound(denoiser, x0, cond, noise_at=noise_at, steps=levels)

@@ -2,59 +2,113 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Protocol, runtime_checkable
 
-from latentdiff.evaluation.engine import ComparesWithReal, Generate, Samples, evaluate
+from latentdiff.config.errors import InputError
+from latentdiff.evaluation.chunks import ChunkFolder
+from latentdiff.evaluation.engine import ComparesWithReal, Generate, Samples, Work, fill, measures_of, results
+from latentdiff.metrics.reference import Reference
 from latentdiff.types import Metric
 
 
 @runtime_checkable
-class Renewable(Protocol):
-    """A metric that controls are measured by too: ``anew`` is a fresh one, against the same real images if any."""
+class ChecksCount(Protocol):
+    """A metric that may need more images than there are; InputError where ``count`` are too few."""
 
-    def anew(self) -> Metric: ...
+    def check_count(self, count: int) -> None: ...
 
 
 @dataclass(frozen=True)
 class Control:
-    """Images to be measured beside the model's.
+    """Images to be measured beside the model's, ``count`` of them.
 
     ``conditioned``: they were made for the samples' conditions. Others are measured by the metrics alone that compare
-    a set of images with real ones.
+    a set of images with real ones. A metric that needs more images than ``count`` is left out.
     """
 
     generate: Generate
     samples: Samples
-    num_images: int
+    count: int
     conditioned: bool = True
 
+    def describe(self) -> dict[str, object]:
+        """For the protocol card."""
+        return {**self.generate.describe(), "count": self.count}
 
-def measure_controls(
-    controls: Mapping[str, Control], metrics: Mapping[str, Metric], *, batch_size: int, seed: int
+
+def fill_controls(
+    folder: Path,
+    controls: Mapping[str, Control],
+    metrics: Mapping[str, Metric],
+    work: Work,
+    progress: Callable[[int], None] | None = None,
+) -> None:
+    """Makes and measures this rank's share of every control's images, each in ``folder/controls/NAME``.
+
+    Args:
+        folder: of the evaluation's work files, the same on every rank.
+        metrics: those of the model's images, without those of the model itself (``bound.VariationalBound``).
+        work: the model's; a control has as many images as itself says.
+        progress: called after each chunk with its number of images.
+    """
+    for name, control in controls.items():
+        if applying := applicable(metrics, control):
+            own = replace(work, count=control.count)
+            fill(
+                _folder(folder, name, own),
+                own,
+                control.generate,
+                control.samples,
+                measures_of(applying),
+                progress=progress,
+            )
+
+
+def control_results(
+    folder: Path,
+    controls: Mapping[str, Control],
+    metrics: Mapping[str, Metric],
+    work: Work,
+    references: Mapping[str, Reference] | None = None,
 ) -> dict[str, dict[str, dict]]:
     """Name of a control -> name of a metric -> its results; a control that no metric applies to is left out.
 
-    Args:
-        metrics: those of the model's images, which have measured their real images; they are left as they are.
-        batch_size, seed: as the model's.
+    To be called when every rank has filled its share. ``references``: the model's.
     """
     found = {}
     for name, control in controls.items():
-        fresh = {
-            title: metric.anew()
-            for title, metric in metrics.items()
-            if isinstance(metric, Renewable) and (control.conditioned or isinstance(metric, ComparesWithReal))
-        }
-        if fresh:
-            found[name] = evaluate(
-                control.generate,
-                control.samples,
-                fresh,
-                num_images=control.num_images,
-                batch_size=batch_size,
-                seed=seed,
-                measure_real=False,
-            )
+        if applying := applicable(metrics, control):
+            found[name] = results(_folder(folder, name, replace(work, count=control.count)), applying, references)
     return found
+
+
+def control_folders(
+    folder: Path, controls: Mapping[str, Control], metrics: Mapping[str, Metric], work: Work
+) -> list[ChunkFolder]:
+    """Those that ``fill_controls`` fills."""
+    wanted = {name: control for name, control in controls.items() if applicable(metrics, control)}
+    return [_folder(folder, name, replace(work, count=control.count)) for name, control in wanted.items()]
+
+
+def applicable(metrics: Mapping[str, Metric], control: Control) -> dict[str, Metric]:
+    """Those that the control is measured by."""
+    return {name: metric for name, metric in metrics.items() if _applies(metric, control)}
+
+
+def _applies(metric: Metric, control: Control) -> bool:
+    compares_sets = isinstance(metric, ComparesWithReal) and metric.needs_reference
+    if not (control.conditioned or compares_sets):
+        return False
+    try:
+        if isinstance(metric, ChecksCount):
+            metric.check_count(control.count)
+    except InputError:
+        return False
+    return True
+
+
+def _folder(folder: Path, name: str, work: Work) -> ChunkFolder:
+    return ChunkFolder(folder / "controls" / name, work.chunks)

@@ -1,20 +1,28 @@
 """Indices -> images -> metrics. How the indices are shared out over ranks changes no image and no result.
 
 Image i has the condition of sample i of the evaluation set and the seed ``image_seed(seed, i)``. The indices are cut
-into chunks of ``batch_size``; rank r makes chunks r, r + world_size, ... and each metric joins its rows by index.
+into chunks; each process makes some of them and writes what the metrics measured into a folder that all share. The
+results are computed from the folder's rows in the order of the indices.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import fields, replace
+import hashlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
-import torch
 from torch import Tensor
 
 from latentdiff.config.errors import InputError
-from latentdiff.types import Batch, Metric
+from latentdiff.evaluation.chunks import ChunkFolder
+from latentdiff.metrics.reference import Reference
+from latentdiff.types import Batch, Column, Metric, Rows
+
+DIGEST = "sha256"
+"""Column of every evaluation: of each image's bytes, channels first."""
+REBUILT = "rebuilt."
+"""Begins the names of columns of stage one's reconstructions."""
 
 Generate = Callable[[Batch, list[int]], Tensor]
 """(batch, seeds) -> uint8 (B, 3, H, W): a ``LatentPipeline``, a ``Reconstruction`` or one of ``baselines``."""
@@ -24,75 +32,127 @@ Samples = Callable[[range], Batch]
 
 
 @runtime_checkable
-class ComparesWithReal(Protocol):
-    """A metric that needs real images beside the generated ones."""
+class ReadsAhead(Protocol):
+    """Samples that are read while others are in use, where it is told which come next."""
 
-    def update_reference(self, images: Tensor, batch: Batch) -> None: ...
+    def in_order(self, ranges: Sequence[range]) -> Iterable[Batch]: ...
+
+
+@runtime_checkable
+class ComparesWithReal(Protocol):
+    """A metric that may need real images beside the generated ones (``metrics.on_features``)."""
+
+    needs_reference: bool
+
+    def measure_real(self, images: Tensor, batch: Batch) -> Mapping[str, Column]: ...
+    def reference(self, rows: Rows) -> Reference: ...
+    def result(self, rows: Rows, reference: Reference | None = None) -> dict[str, object]: ...
 
 
 @runtime_checkable
 class ComparesWithReconstructions(Protocol):
-    """A metric that holds what was generated beside what stage one alone makes of the samples' own images."""
+    """A metric that holds what was generated beside what stage one alone makes of the samples' own images.
 
-    def update_reconstructions(self, images: Tensor, batch: Batch) -> None: ...
+    Its columns are those of ``measure`` and, named ``rebuilt.NAME``, those of ``measure_reconstructions``.
+    """
+
+    def measure_reconstructions(self, images: Tensor, batch: Batch) -> Mapping[str, Column]: ...
 
 
-def evaluate(
+Measure = Callable[[Tensor, Batch], Mapping[str, Column]]
+"""(images, what they were made for) -> columns."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """Which images are made: ``count`` in chunks of ``size``, the part of them that one of ``ranks`` processes makes.
+
+    ``size`` is part of the protocol, since a network rounds differently for another batch.
+    """
+
+    count: int
+    size: int
+    seed: int = 0
+    rank: int = 0
+    ranks: int = 1
+
+    def __post_init__(self) -> None:
+        if self.count < 1 or self.size < 1:
+            raise InputError(f"num_images and batch_size must be at least 1; got {self.count} and {self.size}")
+
+    @property
+    def chunks(self) -> list[range]:
+        """Of all processes."""
+        return index_chunks(self.count, self.size)
+
+
+def fill(
+    folder: ChunkFolder,
+    work: Work,
     generate: Generate,
     samples: Samples,
-    metrics: Mapping[str, Metric],
+    measures: Mapping[str, Measure],
     *,
-    num_images: int,
-    batch_size: int,
-    seed: int = 0,
-    reference: Samples | None = None,
-    num_reference: int = 0,
-    measure_real: bool = True,
-    reconstruct: Generate | None = None,
-    rank: int = 0,
-    world_size: int = 1,
+    pictures: int = 0,
     on_images: Callable[[Tensor, Batch], None] | None = None,
     progress: Callable[[int], None] | None = None,
-) -> dict[str, dict]:
-    """The metrics' results by name, the same on every rank.
+) -> None:
+    """Makes and measures this rank's share of the chunks that the folder does not have yet.
 
     Args:
-        samples: conditions of the images; must hold ``num_images``.
-        batch_size: size of the chunks; part of the protocol, since a GPU rounds differently for another one.
-        reference: the real images for metrics that compare with such, None: those of ``samples``.
-        num_reference: real images, 0: as many as are generated.
-        measure_real: False: the metrics share real images that were measured before (``FrechetDistance.anew``).
-        reconstruct: stage one alone, for metrics that compare with it; None: they go without.
-        on_images, progress: called after each chunk on the rank that made it, ``progress`` with the number of images.
+        samples: conditions of the images; must hold ``work.count``.
+        measures: by the name of a metric, which its columns' names begin with.
+        pictures: images that are kept themselves, the first.
+        on_images: called with each chunk before it counts as done.
+        progress: called after each chunk with its number of images.
 
     Raises:
-        InputError: fewer than one image, or the samples do not hold what was asked for.
+        InputError: the samples do not hold what was asked for.
     """
-    if num_images < 1 or batch_size < 1:
-        raise InputError(f"num_images and batch_size must be at least 1; got {num_images} and {batch_size}")
-    device = torch.device("cpu")
-    for chunk in index_chunks(num_images, batch_size, rank, world_size):
-        batch = _placed(samples(chunk), chunk, num_images)
-        seeds = [image_seed(seed, i) for i in chunk]
-        images = generate(batch, seeds)
-        device = images.device
-        _measure(metrics.values(), images, batch, seeds, reconstruct)
+    wanted = [chunk for chunk in work.chunks[work.rank :: work.ranks] if not folder.has(chunk)]
+    batches = samples.in_order(wanted) if isinstance(samples, ReadsAhead) else map(samples, wanted)
+    for chunk, batch in zip(wanted, batches):
+        batch = _placed(batch, chunk, work.count)
+        images = generate(batch, [image_seed(work.seed, i) for i in chunk])
+        columns: dict[str, Column] = {DIGEST: _digests(images)}
+        for name, measure in measures.items():
+            columns |= {f"{name}/{column}": values for column, values in measure(images, batch).items()}
         if on_images is not None:
             on_images(images, batch)
+        folder.write(chunk, columns, images[: max(0, pictures - chunk.start)])
         if progress is not None:
             progress(len(chunk))
-    comparing = [metric for metric in metrics.values() if isinstance(metric, ComparesWithReal)]
-    if comparing and measure_real:
-        count = num_reference or num_images
-        chunks = index_chunks(count, batch_size, rank, world_size)
-        _measure_reference(comparing, reference or samples, chunks, count, device)
-    return {name: metric.compute() for name, metric in metrics.items()}
 
 
-def index_chunks(total: int, size: int, rank: int = 0, world_size: int = 1) -> list[range]:
-    """This rank's chunks of ``range(total)``, round robin; only the very last one may be short. Nothing is padded."""
-    chunks = [range(start, min(start + size, total)) for start in range(0, total, size)]
-    return chunks[rank::world_size]
+def measures_of(metrics: Mapping[str, Metric], reconstruct: Generate | None = None) -> dict[str, Measure]:
+    """What ``fill`` measures for these metrics; ``reconstruct`` is stage one alone, for those that compare with it."""
+    beside = {n: m for n, m in metrics.items() if reconstruct and isinstance(m, ComparesWithReconstructions)}
+    return {name: metric.measure for name, metric in metrics.items()} | _with_rebuilt(beside, reconstruct)
+
+
+def results(
+    folder: ChunkFolder, metrics: Mapping[str, Metric], references: Mapping[str, Reference] | None = None
+) -> dict[str, dict]:
+    """The metrics' results by name, from the rows of all processes: every chunk must be there."""
+    return results_of({name: folder.rows(f"{name}/") for name in metrics}, metrics, references or {})
+
+
+def results_of(
+    rows: Mapping[str, Rows], metrics: Mapping[str, Metric], references: Mapping[str, Reference]
+) -> dict[str, dict]:
+    """The same from each metric's rows."""
+    found = {}
+    for name, metric in metrics.items():
+        if isinstance(metric, ComparesWithReal) and metric.needs_reference:
+            found[name] = metric.result(rows[name], references.get(name))
+        else:
+            found[name] = metric.result(rows[name])
+    return found
+
+
+def index_chunks(total: int, size: int) -> list[range]:
+    """``range(total)`` in parts; only the very last one may be short. Nothing is padded."""
+    return [range(start, min(start + size, total)) for start in range(0, total, size)]
 
 
 def image_seed(seed: int, index: int) -> int:
@@ -100,60 +160,28 @@ def image_seed(seed: int, index: int) -> int:
     return (seed << 32) + index
 
 
-class LoadedSamples:
-    """Random access, forwards, to batches that deliver the evaluation set in order (the whole of it, on every rank).
+def _with_rebuilt(metrics: Mapping[str, Metric], reconstruct: Generate | None) -> dict[str, Measure]:
+    """``measure`` of these metrics, with the columns of stage one's images, which are made once for all of them."""
+    last: list = [None, None]
 
-    Args:
-        batches: of any sizes; iterating starts at sample 0 each time.
-    """
+    def rebuilt(batch: Batch) -> Tensor:
+        if last[0] is not batch:
+            last[:] = batch, reconstruct(batch, [0] * len(batch))
+        return last[1]
 
-    def __init__(self, batches: Iterable[Batch]):
-        self._batches = batches
-        self._rewind()
+    def both(metric: Metric) -> Measure:
+        def measure(images: Tensor, batch: Batch) -> Mapping[str, Column]:
+            own = metric.measure(images, batch)
+            beside = metric.measure_reconstructions(rebuilt(batch), batch)
+            return {**own, **{f"{REBUILT}{name}": column for name, column in beside.items()}}
 
-    def __call__(self, indices: range) -> Batch:
-        """Raises InputError when the set ends before the last index."""
-        if indices.start < self._start:
-            self._rewind()
-        while self._start + len(self._rows) < indices.stop:
-            batch = next(self._iterator, None)
-            if batch is None:
-                available = self._start + len(self._rows)
-                raise InputError(
-                    f"the evaluation set has {available} samples, but {indices.stop} or more are wanted; "
-                    f"lower num_images (or num_reference) to {available} or give more data"
-                )
-            self._rows += [_row(batch, i) for i in range(len(batch))]
-            surplus = max(0, min(indices.start - self._start, len(self._rows)))
-            self._rows, self._start = self._rows[surplus:], self._start + surplus
-        return _joined(self._rows[indices.start - self._start : indices.stop - self._start])
+        return measure
 
-    def _rewind(self) -> None:
-        self._iterator: Iterator[Batch] = iter(self._batches)
-        self._rows: list[Batch] = []
-        self._start = 0
+    return {name: both(metric) for name, metric in metrics.items()}
 
 
-def _measure(
-    metrics: Iterable[Metric], images: Tensor, batch: Batch, seeds: list[int], reconstruct: Generate | None
-) -> None:
-    rebuilt: Tensor | None = None
-    for metric in metrics:
-        metric.update(images, batch)
-        if reconstruct is not None and isinstance(metric, ComparesWithReconstructions):
-            rebuilt = reconstruct(batch, seeds) if rebuilt is None else rebuilt
-            metric.update_reconstructions(rebuilt, batch)
-
-
-def _measure_reference(
-    metrics: list[ComparesWithReal], samples: Samples, chunks: list[range], total: int, device: torch.device
-) -> None:
-    for chunk in chunks:
-        batch = _placed(samples(chunk), chunk, total)
-        if batch.image is None:
-            raise InputError("a metric compares with real images, the reference samples have none")
-        for metric in metrics:
-            metric.update_reference(batch.image.to(device), batch)
+def _digests(images: Tensor) -> list[str]:
+    return [hashlib.sha256(image.numpy().tobytes()).hexdigest() for image in images.cpu().contiguous()]
 
 
 def _placed(batch: Batch, chunk: range, total: int) -> Batch:
@@ -161,19 +189,3 @@ def _placed(batch: Batch, chunk: range, total: int) -> Batch:
     if len(batch) != len(chunk):
         raise InputError(f"samples {chunk.start} to {chunk.stop} were asked for, {len(batch)} came; lower num_images")
     return replace(batch, number=0, start=chunk.start, total=total)
-
-
-def _row(batch: Batch, i: int) -> Batch:
-    columns = {f.name: getattr(batch, f.name) for f in fields(Batch)}
-    return Batch(**{k: v[i : i + 1] for k, v in columns.items() if isinstance(v, (list, Tensor))})
-
-
-def _joined(rows: list[Batch]) -> Batch:
-    values: dict = {}
-    for f in fields(Batch):
-        parts = [getattr(row, f.name) for row in rows]
-        if isinstance(parts[0], Tensor):
-            values[f.name] = torch.cat(parts)
-        elif isinstance(parts[0], list):
-            values[f.name] = [item for part in parts for item in part]
-    return Batch(**values)

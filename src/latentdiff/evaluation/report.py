@@ -12,30 +12,36 @@ from rich.table import Table
 from latentdiff.durable import new_file
 
 
-def write_results(
-    path: str | Path,
-    results: Mapping[str, object],
-    card: Mapping[str, object],
-    controls: Mapping[str, object] | None = None,
-) -> None:
-    """``{"results": ..., "card": ...}`` as strict JSON, whole or not at all, with ``"controls"`` where there are some.
+def write_results(path: str | Path, found: Mapping[str, object]) -> None:
+    """``{"results": ..., "card": ...}`` and what stands beside them as strict JSON, whole or not at all.
 
     Infinities and NaN become strings.
     """
-    found = {"results": results, **({"controls": controls} if controls else {}), "card": card}
     text = json.dumps(_strict(found), indent=2, allow_nan=False) + "\n"
     with new_file(path) as staged:
         staged.write_text(text, encoding="utf-8")
 
 
-def results_table(results: Mapping[str, object], *, title: str = "results") -> Table:
-    """One row per number, nested names joined by dots; lists are left to the file."""
-    table = Table("metric", title=title)
+def results_table(
+    results: Mapping[str, object],
+    *,
+    title: str = "results",
+    spread: Mapping[str, object] | None = None,
+    controls: Mapping[str, Mapping] | None = None,
+) -> Table:
+    """One row per number, nested names joined by dots, with the standard deviation that ``spread`` has for it and a
+    column for each of ``controls``; lists are left to the file."""
+    table, apart = Table("metric", title=title), dict(flattened(spread or {}))
     table.add_column("value", justify="right")
-    for name, value in flattened(results):
-        if isinstance(value, (list, tuple)):
-            continue
-        table.add_row(name, f"{value:.4f}" if isinstance(value, float) else str(value))
+    columns = [dict(flattened(results)), *(dict(flattened(control)) for control in (controls or {}).values())]
+    for name in controls or {}:
+        table.add_column(name.replace("_", " "), justify="right")
+    for name in dict.fromkeys(name for column in columns for name in column):
+        values = [column.get(name, "") for column in columns]
+        if not any(isinstance(value, (list, tuple)) for value in values):
+            own, *others = map(shown, values)
+            sd = apart.get(name)
+            table.add_row(name, own + (f" ± {shown(sd)}" if isinstance(sd, (int, float)) else ""), *others)
     return table
 
 
@@ -46,6 +52,16 @@ def flattened(results: Mapping[str, object], prefix: str = "") -> Iterator[tuple
             yield from flattened(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value
+
+
+def shown(value: object, *, signed: bool = False) -> str:
+    """A number for people: four decimals from 0.1 on, four digits below; ``signed``: with its plus. Else its text."""
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return str(value)
+    sign = "+" if signed else ""
+    if isinstance(value, int):
+        return f"{value:{sign}d}"
+    return f"{value:{sign}.4g}" if 0 < abs(value) < 0.1 else f"{value + 0.0:{sign}.4f}"
 
 
 def _strict(value: object) -> object:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -10,10 +10,14 @@ from rich.table import Table
 from torch import Tensor
 
 from latentdiff.config.errors import InputError
-from latentdiff.generation.pipeline import to_uint8
+from latentdiff.generation.pipeline import ROUNDING, to_uint8
 from latentdiff.metrics.latents import LatentDiagnostics
+from latentdiff.metrics.paired import Fidelity
+from latentdiff.metrics.patch_pca import PatchPca
+from latentdiff.metrics.reconstruction import Psnr, Ssim
+from latentdiff.models.autoencoder.bottlenecks.base import DiagonalGaussian
 from latentdiff.models.autoencoder.codec import LatentCodec
-from latentdiff.types import Batch
+from latentdiff.types import Batch, Column, Metric, Rows
 
 SHOWN_CHANNELS = 16
 
@@ -28,54 +32,108 @@ class Quantiser(Protocol):
 
 
 class MeasuredReconstruction:
-    """As ``generation.pipeline.Reconstruction``, the posteriors on the way are accumulated in ``latents``.
+    """As ``generation.pipeline.Reconstruction``; what it makes of the last batch can be looked at on the way.
 
     One pass of encoder and decoder per image, in float32; the decoder reads the posterior mean.
     """
 
+    reads_seeds = False
+    """See ``card.protocol``."""
+
     def __init__(self, *, codec: LatentCodec, device: torch.device | str):
         self.codec, self.device = codec, torch.device(device)
-        quantiser = codec.autoencoder.bottleneck
-        self._quantiser = quantiser if isinstance(quantiser, Quantiser) else None
-        self.latents = LatentDiagnostics(
-            channels=codec.channels,
-            device=self.device,
-            codebook_entries=None if self._quantiser is None else self._quantiser.entries,
-        )
+        self._last: tuple[Batch, DiagonalGaussian] | None = None
 
     @torch.inference_mode()
     def __call__(self, batch: Batch, seeds: list[int]) -> Tensor:
         """``batch.image`` -> uint8 (B, 3, H, W). The seeds do nothing."""
+        posterior = self.posterior(batch)
+        with torch.autocast(self.device.type, enabled=False):
+            return to_uint8(self.codec.decode(self.codec.whiten(posterior.mean)))
+
+    @torch.inference_mode()
+    def posterior(self, batch: Batch) -> DiagonalGaussian:
+        """That of ``batch.image``; kept until another batch comes, so that the encoder sees each batch once."""
         if batch.image is None:
             raise InputError("reconstructions need images, the batch has none")
-        with torch.autocast(self.device.type, enabled=False):
-            posterior = self.codec.autoencoder.encode(batch.image.to(self.device).float() / 127.5 - 1.0)
-            indices = None if self._quantiser is None else self._quantiser.indices(posterior.mean)
-            self.latents.update(posterior, indices)
-            return to_uint8(self.codec.decode(self.codec.whiten(posterior.mean)))
+        if self._last is None or self._last[0] is not batch:
+            with torch.autocast(self.device.type, enabled=False):
+                images = batch.image.to(self.device).float() / 127.5 - 1.0
+                self._last = batch, self.codec.autoencoder.encode(images)
+        return self._last[1]
 
     def describe(self) -> dict[str, object]:
         """For the protocol card."""
-        return {"reconstruction": "posterior mean", "decoder_precision": "float32", "device": self.device.type}
+        told = {"reconstruction": "posterior mean", "decoder_precision": "float32", "to_uint8": ROUNDING}
+        return {**told, "device": self.device.type}
 
-    def latent_results(self) -> dict[str, object]:
-        """``LatentDiagnostics.compute`` with ``whitened``: what the codec's statistics, which are those of training
-        images, make of these latents. Close to mean 0 and standard deviation 1 where the sets are alike."""
-        results = self.latents.compute()
-        mean, std, _ = (each.cpu() for each in self.latents.moments.compute())
-        own_mean, own_std = (each.double().flatten().cpu() for each in (self.codec.mean, self.codec.std))
+
+class Latents:
+    """The metric that looks at a first stage's latents: ``metrics.latents``, and ``whitened``.
+
+    ``whitened`` is what the codec's statistics, which are those of training images, make of these latents: close to
+    mean 0 and standard deviation 1 where the sets are alike.
+
+    Args:
+        model: what makes the images that are measured; its posteriors are read.
+    """
+
+    def __init__(self, *, model: MeasuredReconstruction):
+        self.model = model
+        quantiser = model.codec.autoencoder.bottleneck
+        self._quantiser = quantiser if isinstance(quantiser, Quantiser) else None
+        self._diagnostics = LatentDiagnostics(codebook_entries=None if self._quantiser is None else quantiser.entries)
+
+    @torch.inference_mode()
+    def measure(self, images: Tensor, batch: Batch) -> dict[str, Column]:
+        """Of ``batch.image``'s posteriors; the images are not looked at."""
+        posterior = self.model.posterior(batch)
+        with torch.autocast(self.model.device.type, enabled=False):
+            indices = None if self._quantiser is None else self._quantiser.indices(posterior.mean)
+            return self._diagnostics.measure(posterior, indices)
+
+    def result(self, rows: Rows) -> dict[str, object]:
+        found = self._diagnostics.result(rows)
+        mean, std = (torch.tensor(found["channels"][name], dtype=torch.float64) for name in ("mean", "std"))
+        own_mean, own_std = (each.double().flatten().cpu() for each in (self.model.codec.mean, self.model.codec.std))
         whitened = std / own_std
-        results["whitened"] = {
+        found["whitened"] = {
             "largest_mean": float(((mean - own_mean) / own_std).abs().max()),
             "smallest_std": float(whitened.min()),
             "largest_std": float(whitened.max()),
         }
-        return results
+        return found
 
 
-def above_floor(results: Mapping[str, float], floor: float) -> dict[str, float]:
-    """The results with the PSNR of the patch PCA and how much more the model's own is, both in dB."""
-    return {**results, "patch_pca_psnr": floor, "db_above_patch_pca": results["psnr"] - floor}
+class Faithfulness:
+    """PSNR and SSIM of the reconstructions, with the PSNR of the patch PCA of equal size and how much more the model's
+    own is, both in dB."""
+
+    def __init__(self, *, floor: PatchPca):
+        self.floor = floor
+        self._all = Fidelity(metrics=[Psnr(), Ssim(), floor])
+
+    def measure(self, images: Tensor, batch: Batch) -> dict[str, Column]:
+        return self._all.measure(images, batch)
+
+    def result(self, rows: Rows) -> dict[str, float]:
+        """{"psnr", "ssim", "patch_pca_psnr", "db_above_patch_pca"}."""
+        found = self._all.result(rows)
+        return {**found, "db_above_patch_pca": found["psnr"] - found[self.floor.name]}
+
+    def describe(self) -> dict[str, object]:
+        """For the protocol card."""
+        return {"patch_pca": self.floor.describe()}
+
+
+def metrics_of_stage_one(model: MeasuredReconstruction, images: Iterable[Tensor]) -> dict[str, Metric]:
+    """What every first stage is measured by.
+
+    Args:
+        images: uint8 (B, 3, H, W) of the training set on the model's device, which the patch PCA is fitted on.
+    """
+    floor = PatchPca(images=images, factor=model.codec.factor, components=model.codec.channels)
+    return {"reconstruction": Faithfulness(floor=floor), "latents": Latents(model=model)}
 
 
 def channels_table(channels: Mapping[str, list[float]]) -> Table:

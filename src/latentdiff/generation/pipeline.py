@@ -17,6 +17,9 @@ from latentdiff.generation.img2img import last_steps
 from latentdiff.generation.repaint import Known, Repaint, latent_hole
 from latentdiff.types import Batch, Codec, Conditioner, Conditioning, Conditions, Guidance, OnStep, Path, Sampler
 
+ROUNDING = "round((clamp(x, -1, 1) + 1) * 127.5)"
+"""What ``to_uint8`` does, for protocol cards."""
+
 
 class LatentPipeline:
     """Makes images of latent size ``image_size / codec.factor`` with a trained denoiser.
@@ -147,10 +150,12 @@ class LatentPipeline:
             "guidance": _about(self.guidance),
             "steps": len(self.times) - 1,
             "times": [round(float(t), 6) for t in self.times],
-            "path": type(self.denoiser.path).__name__,
+            "path": _about(self.denoiser.path),
+            "prediction": _about(self.denoiser.parameterization),
             "latent_shape": list(self.latent_shape),
             "precision": str(self.precision or torch.float32).removeprefix("torch."),
             "decoder_precision": "float32",
+            "to_uint8": ROUNDING,
             "device": self.device.type,
         }
 
@@ -228,7 +233,8 @@ class Reconstruction:
 
     def describe(self) -> dict[str, object]:
         """For the protocol card."""
-        return {"reconstruction": "posterior mean", "decoder_precision": "float32", "device": self.device.type}
+        told = {"reconstruction": "posterior mean", "decoder_precision": "float32", "to_uint8": ROUNDING}
+        return {**told, "device": self.device.type}
 
 
 def to_uint8(image: Tensor) -> Tensor:

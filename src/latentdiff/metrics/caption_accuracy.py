@@ -8,10 +8,9 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from latentdiff.metrics.embedded_world import check_scenes, without_masks
-from latentdiff.metrics.gather import Indexed
+from latentdiff.metrics.embedded_world import check_scenes
 from latentdiff.shapes import checker
-from latentdiff.types import Batch
+from latentdiff.types import Batch, Column, Rows
 
 
 class CaptionAccuracy:
@@ -21,27 +20,22 @@ class CaptionAccuracy:
     control, real scenes that only went through stage one, is this metric on reconstructions.
     """
 
-    def __init__(self) -> None:
-        self._readings, self._attributes = Indexed(), Indexed()
-
     def check(self, batch: Batch) -> None:
         """Raises InputError where the samples lack what is read of them."""
         check_scenes(batch, "caption accuracy")
 
-    def update(self, images: Tensor, batch: Batch) -> None:
+    def measure(self, images: Tensor, batch: Batch) -> dict[str, Column]:
         """Images, uint8 (B, 3, H, W), made for ``batch.attributes`` (see ``shapes.scene.attributes``)."""
         self.check(batch)
-        self._readings.add([without_masks(reading) for reading in checker.read(images)], batch)
-        self._attributes.add(batch.attributes, batch)
+        return {
+            "read": [checker.described(reading) for reading in checker.read(images)],
+            "wanted": [checker.described(scene) for scene in batch.attributes],
+        }
 
-    def compute(self) -> dict[str, dict]:
+    def result(self, rows: Rows) -> dict[str, object]:
         """{"one_object": {attribute: share}, "two_objects": {...}, "shuffled": {the same two groups}}."""
-        readings, attributes = self._readings.gathered(), self._attributes.gathered()
-        return {**_accuracy(readings, attributes), "shuffled": _accuracy(readings, shuffled(attributes))}
-
-    def anew(self) -> CaptionAccuracy:
-        """A fresh one."""
-        return CaptionAccuracy()
+        read, wanted = rows.column("read"), rows.column("wanted")
+        return {**_accuracy(read, wanted), "shuffled": _accuracy(read, shuffled(wanted))}
 
 
 def shuffled(attributes: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
@@ -57,5 +51,5 @@ def shuffled(attributes: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]
     return moved
 
 
-def _accuracy(readings: Sequence[checker.Reading], attributes: Sequence[Mapping[str, Any]]) -> dict[str, dict]:
+def _accuracy(readings: Sequence[Mapping[str, Any]], attributes: Sequence[Mapping[str, Any]]) -> dict[str, dict]:
     return checker.summarise(checker.score(readings, attributes))

@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TypeVar
 
-import numpy as np
-
 from latentdiff.config.errors import InputError
-from latentdiff.shapes.checker import Reading
 from latentdiff.types import Batch
 
 Row = TypeVar("Row")
-_NO_MASK = np.empty((0, 0), bool)
 
 
 def check_scenes(batch: Batch, what: str) -> None:
@@ -32,8 +27,3 @@ def turned(rows: Sequence[Row]) -> list[Row]:
     """
     shift = len(rows) // 2
     return [*rows[shift:], *rows[:shift]]
-
-
-def without_masks(reading: Reading) -> Reading:
-    """The reading without its objects' pixels, which are most of its memory."""
-    return replace(reading, objects=tuple(replace(o, mask=_NO_MASK) for o in reading.objects))

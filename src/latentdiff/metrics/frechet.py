@@ -1,122 +1,82 @@
-"""Fréchet distance between the Gaussians fitted to two sets of features, in float64."""
+"""Fréchet distance of generated images to real ones."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import replace
 
-import torch
-from torch import Tensor
-
-from latentdiff.metrics.features import INCEPTION_NAME, Features
-from latentdiff.metrics.gather import Indexed
-from latentdiff.types import Batch
+from latentdiff.config.errors import InputError
+from latentdiff.metrics.features.base import POOL, SPATIAL, Features
+from latentdiff.metrics.gaussian import FrechetStatistics, frechet_distance, frechet_distance_of
+from latentdiff.metrics.on_features import Naming, on_layer
+from latentdiff.metrics.reference import Reference
+from latentdiff.types import Rows
 
 FID_MINIMUM = 10_000
-"""Fewer images than this are never called a FID: its bias falls with 1/N (2.1 x as large at 5,000 as at 10,000)."""
-
-CHUNK = 1024
-
-
-@dataclass(frozen=True)
-class FrechetStatistics:
-    """Gaussian fitted to ``count`` features: mean (d,), covariance (d, d) with N - 1, both float64."""
-
-    mean: Tensor
-    covariance: Tensor
-    count: int
-
-    @classmethod
-    def of(cls, features: Tensor) -> FrechetStatistics:
-        """From features (N, d), summed in chunks of fixed size in row order: the same bits for any split over ranks."""
-        count = _at_least_two(features)
-        mean = sum(chunk.double().sum(dim=0) for chunk in features.split(CHUNK)) / count
-        centred = (chunk.double() - mean for chunk in features.split(CHUNK))
-        return cls(mean, sum(c.T @ c for c in centred) / (count - 1), count)
+"""Fewer images than this, generated or real, are never called a FID: its bias falls with 1/N (2.1 x as large at 5,000
+as at 10,000)."""
+PUBLISHED = {POOL: "fid", SPATIAL: "sfid"}
+"""Layer of the published Inception -> name of the distance on it; on others it has none."""
 
 
-def frechet_distance(a: FrechetStatistics, b: FrechetStatistics) -> float:
-    """|mean_a - mean_b|^2 + tr(A + B - 2 (A^1/2 B A^1/2)^1/2): Dowson & Landau 1982, as FID arXiv:1706.08500.
-
-    The root by symmetric eigendecompositions, so that nothing complex appears.
-    """
-    values, vectors = torch.linalg.eigh(a.covariance)
-    root = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
-    product = root @ b.covariance @ root
-    overlap = torch.linalg.eigvalsh((product + product.T) / 2).clamp(min=0).sqrt().sum()
-    distance = (a.mean - b.mean).square().sum() + a.covariance.trace() + b.covariance.trace() - 2 * overlap
-    return max(float(distance), 0.0)
-
-
-def frechet_distance_of(x: Tensor, y: Tensor) -> float:
-    """The same distance from features (N, d) and (M, d).
-
-    With fewer rows than features the covariances are singular; the trace of the root is then the nuclear norm of
-    X Y^T / sqrt((N - 1)(M - 1)), X and Y centred, which is exact and small.
-    """
-    n, m = _at_least_two(x), _at_least_two(y)
-    if min(n, m) >= x.shape[1]:
-        return frechet_distance(FrechetStatistics.of(x), FrechetStatistics.of(y))
-    x, y = x.double(), y.double()
-    mean_x, mean_y = x.mean(dim=0), y.mean(dim=0)
-    x, y = (x - mean_x) / (n - 1) ** 0.5, (y - mean_y) / (m - 1) ** 0.5
-    overlap = torch.linalg.svdvals(x @ y.T).sum()
-    distance = (mean_x - mean_y).square().sum() + x.square().sum() + y.square().sum() - 2 * overlap
-    return max(float(distance), 0.0)
+def frechet_name(naming: Naming, layer: str, suffix: str = "") -> str:
+    """``fid``, ``sfid`` or what else a distance on this layer is called, with the suffix."""
+    otherwise = on_layer("fd", layer) + suffix
+    if layer not in PUBLISHED:
+        return naming.by_features(otherwise)
+    return naming(PUBLISHED[layer] + suffix, otherwise=otherwise, least=FID_MINIMUM)
 
 
 class FrechetDistance:
-    """Fréchet distance of generated images to real ones.
-
-    The result is named after the features and the number of generated images, ``fd_randconv-v1_n1000``; ``fid_n50000``
-    for the published Inception with at least ``FID_MINIMUM`` images, ``rfid_n50000`` where the images are
-    reconstructions of the real ones. Keeps the features (float32) of all images.
+    """Named after the features and the number of generated images, ``fd_randconv-v1_n1000``; ``fid_n50000`` for the
+    published Inception with at least ``FID_MINIMUM`` images on both sides, ``rfid_n50000`` where they are
+    reconstructions; on the layer of sFID ``sfid_n50000``.
 
     Args:
-        features: see ``metrics.features``; moved to the images' device.
-        published: name of the distance by the published Inception, "fid" or "rfid".
+        layer: of the features.
+        strict: True: only by its published name, other features or fewer images are an error.
+
+    Raises:
+        InputError: strict, on a layer without a published name.
     """
 
-    def __init__(self, *, features: Features, published: str = "fid"):
-        self.features, self.published = features, published
-        self._generated, self._reference = Indexed(), Indexed()
+    needs_reference = True
 
-    def update(self, images: Tensor, batch: Batch) -> None:
-        """Generated images, uint8 (B, 3, H, W), of indices ``batch.start`` onwards."""
-        self._generated.add(self._extract(images), batch)
+    def __init__(self, *, layer: str = POOL, strict: bool = False):
+        if strict and layer not in PUBLISHED:
+            raise InputError(f"distances on the layer '{layer}' have no published name; leave out strict")
+        self.layer, self.strict = layer, strict
+        self.layers = (layer,)
 
-    def update_reference(self, images: Tensor, batch: Batch) -> None:
-        """Real images, uint8 (B, 3, H, W), of indices ``batch.start`` onwards."""
-        self._reference.add(self._extract(images), batch)
+    def __call__(self, rows: Rows, reference: Reference | None, naming: Naming) -> dict[str, float]:
+        real = reference.moments(self.layer)
+        self.check_reference(real.count)
+        if len(rows) < len(real.mean):
+            distance = frechet_distance_of(rows.column(self.layer), real)
+        else:
+            distance = frechet_distance(FrechetStatistics.of_blocks(rows.blocks(self.layer)), real)
+        return dict(zip(self.names(replace(naming, real=real.count)), [distance]))
 
-    def compute(self) -> dict[str, float]:
-        generated = torch.stack(self._generated.gathered())
-        reference = torch.stack(self._reference.gathered())
-        return {self.result_name(len(generated)): frechet_distance_of(generated, reference)}
+    def names(self, naming: Naming) -> list[str]:
+        return [frechet_name(naming, self.layer)]
 
-    def of_reconstructions(self) -> FrechetDistance:
-        """A fresh one by the same features for the reconstructions of real images: rFID."""
-        return FrechetDistance(features=self.features, published="rfid")
+    def check(self, features: Features, count: int) -> None:
+        if count < 2:
+            raise InputError(f"num_images: a Fréchet distance needs at least 2 images, got {count}")
+        if self.strict and not (features.published and count >= FID_MINIMUM):
+            raise InputError(
+                f"'{PUBLISHED[self.layer]}' is the name of a distance by the published Inception of {FID_MINIMUM} "
+                f"images or more, this would be one by {features.name} of {count}; raise num_images, or leave out "
+                "strict: it is then named after its features"
+            )
 
-    def anew(self) -> FrechetDistance:
-        """A fresh one against the reference of this, which both share."""
-        other = FrechetDistance(features=self.features, published=self.published)
-        other._reference = self._reference
-        return other
-
-    def result_name(self, count: int) -> str:
-        known = self.features.name == INCEPTION_NAME and count >= FID_MINIMUM
-        return f"{self.published}_n{count}" if known else f"fd_{self.features.name}_n{count}"
+    def check_reference(self, count: int | None) -> None:
+        """Raises InputError where this is strict and the real images are too few for the published name."""
+        if self.strict and count is not None and count < FID_MINIMUM:
+            raise InputError(
+                f"reference: '{PUBLISHED[self.layer]}' is the name of a distance to {FID_MINIMUM} real images or more, "
+                f"these are {count}; give a file of more as reference, raise num_reference, or leave out strict: it is "
+                "then named after its features"
+            )
 
     def describe(self) -> dict[str, object]:
-        """For the protocol card. Collective, as ``compute``."""
-        reference_images = len(self._reference.gathered())
-        return {"features": self.features.name, "dim": self.features.dim, "reference_images": reference_images}
-
-    def _extract(self, images: Tensor) -> Tensor:
-        return self.features.to(images.device)(images)
-
-
-def _at_least_two(features: Tensor) -> int:
-    if features.ndim != 2 or len(features) < 2:
-        raise ValueError(f"a Fréchet distance needs features (N, d) of at least 2 images; got {tuple(features.shape)}")
-    return len(features)
+        return {"layer": self.layer, "covariance": "N - 1, float64"}

@@ -12,12 +12,11 @@ from torch.nn.functional import interpolate
 
 from latentdiff.config.errors import InputError
 from latentdiff.metrics.caption_accuracy import shuffled
-from latentdiff.metrics.embedded_world import check_scenes, without_masks
-from latentdiff.metrics.gather import Indexed
+from latentdiff.metrics.embedded_world import check_scenes
 from latentdiff.shapes import checker
 from latentdiff.shapes.renderer import coverage
 from latentdiff.shapes.scene import Scene, from_attributes
-from latentdiff.types import Batch
+from latentdiff.types import Batch, Column, Rows
 
 
 class HoleAttributes:
@@ -36,7 +35,6 @@ class HoleAttributes:
         if not 0 < hidden <= 1:
             raise InputError(f"hidden: expected a share above 0 and at most 1, got {hidden}")
         self.hidden = hidden
-        self._readings, self._wanted = Indexed(), Indexed()
 
     def check(self, batch: Batch) -> None:
         """Raises InputError where the samples lack what is read of them."""
@@ -44,31 +42,27 @@ class HoleAttributes:
         if batch.mask is None:
             raise InputError("the accuracy in the hole needs the masks of the holes, the batch has none")
 
-    def update(self, images: Tensor, batch: Batch) -> None:
+    def measure(self, images: Tensor, batch: Batch) -> dict[str, Column]:
         """Images, uint8 (B, 3, H, W), that were to continue ``batch.image`` where ``batch.mask`` is 1."""
         self.check(batch)
         holes = batch.mask.cpu()
         small = interpolate(holes.float(), size=(checker.SIDE,) * 2, mode="nearest-exact")[:, 0].numpy() > 0
-        readings = [self._inside(one, hole) for one, hole in zip(checker.read(images), small)]
-        wanted = [self._hidden(scene, hole) for scene, hole in zip(batch.attributes, holes[:, 0].numpy() > 0)]
-        self._readings.add(readings, batch)
-        self._wanted.add(wanted, batch)
+        return {
+            "read": [self._inside(one, hole) for one, hole in zip(checker.read(images), small)],
+            "wanted": [self._hidden(scene, hole) for scene, hole in zip(batch.attributes, holes[:, 0].numpy() > 0)],
+        }
 
-    def compute(self) -> dict[str, object]:
+    def result(self, rows: Rows) -> dict[str, object]:
         """{attribute: share of the hidden objects, "objects": their number, "shuffled": {attribute: share}}.
 
-        Only the number, 0, where no hole hides an object. Collective.
+        Only the number, 0, where no hole hides an object.
         """
-        pairs = [(r, w) for r, w in zip(self._readings.gathered(), self._wanted.gathered()) if w["objects"]]
+        pairs = [(r, w) for r, w in zip(rows.column("read"), rows.column("wanted")) if w["objects"]]
         readings, wanted = [r for r, _ in pairs], [w for _, w in pairs]
         count = sum(len(w["objects"]) for w in wanted)
         if count == 0:
             return {"objects": 0}
         return {**_accuracy(readings, wanted), "objects": count, "shuffled": _accuracy(readings, shuffled(wanted))}
-
-    def anew(self) -> HoleAttributes:
-        """A fresh one with the same threshold."""
-        return HoleAttributes(hidden=self.hidden)
 
     def describe(self) -> dict[str, object]:
         """For the protocol card."""
@@ -77,21 +71,23 @@ class HoleAttributes:
     def _hidden(self, attributes: Mapping[str, Any], hole: np.ndarray) -> dict[str, Any]:
         """The scene's hidden objects as ``checker.score`` takes what is wanted."""
         scene: Scene = from_attributes(attributes)
+        asked = checker.described(attributes)["objects"]
         objects = []
-        for o, asked in zip(scene.objects, attributes["objects"]):
+        for o, one in zip(scene.objects, asked):
             area = coverage(o.shape, o.radius, o.rotation, o.centre, len(hole))
             if (area * hole).sum() >= self.hidden * area.sum():
-                objects.append({name: asked[name] for name in checker.OBJECT_ATTRIBUTES})
+                objects.append(one)
         return {"background": None, "objects": objects}
 
-    def _inside(self, reading: checker.Reading, hole: np.ndarray) -> checker.Reading:
+    def _inside(self, reading: checker.Reading, hole: np.ndarray) -> dict[str, Any]:
+        """The read objects in the hole, in the same form."""
         shares = {id(o): hole[o.mask].mean() for o in reading.objects}
         inside = [o for o in reading.objects if shares[id(o)] >= self.hidden / 2]
         inside.sort(key=lambda o: -shares[id(o)])
-        return without_masks(replace(reading, objects=tuple(inside)))
+        return checker.described(replace(reading, objects=tuple(inside)))
 
 
-def _accuracy(readings: Sequence[checker.Reading], wanted: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+def _accuracy(readings: Sequence[Mapping[str, Any]], wanted: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Means over objects; ``checker.score`` gives means over an image's objects."""
     scores, weights = checker.score(readings, wanted), [len(w["objects"]) for w in wanted]
     return {

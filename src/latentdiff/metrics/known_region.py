@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from latentdiff.config.errors import InputError
-from latentdiff.metrics.gather import Indexed
 from latentdiff.metrics.paired import check_pair
 from latentdiff.metrics.reconstruction import PSNR_CEILING
-from latentdiff.types import Batch
+from latentdiff.metrics.rows import column_if_any
+from latentdiff.types import Batch, Column, Rows
 
 
 class KnownRegion:
@@ -20,36 +19,28 @@ class KnownRegion:
     that keeps them all exactly counts ``PSNR_CEILING``.
     """
 
-    def __init__(self) -> None:
-        self._generated, self._reconstructed = Indexed(), Indexed()
-        self._compares = False
-
     def check(self, batch: Batch) -> None:
         """Raises InputError where the samples lack what is read of them."""
         if batch.image is None or batch.mask is None:
             raise InputError("the known region needs originals and the masks of holes, the batch lacks one of them")
 
-    def update(self, images: Tensor, batch: Batch) -> None:
+    def measure(self, images: Tensor, batch: Batch) -> dict[str, Column]:
         """Images, uint8 (B, 3, H, W), that were to continue ``batch.image`` where ``batch.mask`` is 1."""
         self.check(batch)
-        self._generated.add(_of_batch(images, batch), batch)
+        values = known_psnr(images, batch.image.to(images.device), batch.mask.to(images.device))
+        return {"psnr": values.clamp(max=PSNR_CEILING)}
 
-    def update_reconstructions(self, images: Tensor, batch: Batch) -> None:
-        """What the first stage alone makes of ``batch.image``, uint8 (B, 3, H, W)."""
-        self._compares = True
-        self._reconstructed.add(_of_batch(images, batch), batch)
+    def measure_reconstructions(self, images: Tensor, batch: Batch) -> dict[str, Column]:
+        """The same of what the first stage alone makes of ``batch.image``, uint8 (B, 3, H, W)."""
+        return self.measure(images, batch)
 
-    def compute(self) -> dict[str, float]:
-        """{"psnr": dB}, with reconstructions also "reconstructions" and "difference" (below 0: worse). Collective."""
-        found = {"psnr": _mean(self._generated)}
-        if self._compares:
-            found["reconstructions"] = _mean(self._reconstructed)
+    def result(self, rows: Rows) -> dict[str, float]:
+        """{"psnr": dB}, with reconstructions also "reconstructions" and "difference" (below 0: worse)."""
+        found, rebuilt = {"psnr": _mean(rows.column("psnr"))}, column_if_any(rows, "rebuilt.psnr")
+        if rebuilt is not None:
+            found["reconstructions"] = _mean(rebuilt)
             found["difference"] = found["psnr"] - found["reconstructions"]
         return found
-
-    def anew(self) -> KnownRegion:
-        """A fresh one."""
-        return KnownRegion()
 
 
 def known_psnr(images: Tensor, originals: Tensor, mask: Tensor) -> Tensor:
@@ -63,11 +54,6 @@ def known_psnr(images: Tensor, originals: Tensor, mask: Tensor) -> Tensor:
     return -10.0 * ((error * known).sum(dim=(1, 2, 3)) / known.sum(dim=(1, 2, 3))).log10()
 
 
-def _of_batch(images: Tensor, batch: Batch) -> Tensor:
-    values = known_psnr(images, batch.image.to(images.device), batch.mask.to(images.device))
-    return values.clamp(max=PSNR_CEILING)
-
-
-def _mean(values: Indexed) -> float:
+def _mean(values: Tensor) -> float:
     """NaN where no image has a known pixel."""
-    return float(torch.stack(values.gathered()).double().nanmean())
+    return float(values.double().nanmean())

@@ -8,10 +8,9 @@ from torch import Tensor
 
 from latentdiff.config.errors import InputError
 from latentdiff.metrics.embedded_world import check_scenes, turned
-from latentdiff.metrics.gather import Indexed
 from latentdiff.shapes import checker
 from latentdiff.shapes.scene import SHAPES
-from latentdiff.types import Batch
+from latentdiff.types import Batch, Column, Rows
 
 MOST_OBJECTS = 2
 """Of a scene. Of more that are read the smallest are ignored: an image full of shapes shows no class."""
@@ -25,9 +24,6 @@ class LabelAccuracy:
     on real scenes, 30 % of which have two objects.
     """
 
-    def __init__(self) -> None:
-        self._found, self._labels = Indexed(), Indexed()
-
     def check(self, batch: Batch) -> None:
         """Raises InputError where the samples lack what is read of them."""
         check_scenes(batch, "label accuracy")
@@ -36,17 +32,15 @@ class LabelAccuracy:
                 f"label accuracy needs a class from 0 to {len(SHAPES) - 1} of every sample; use data=shapes"
             )
 
-    def update(self, images: Tensor, batch: Batch) -> None:
+    def measure(self, images: Tensor, batch: Batch) -> dict[str, Column]:
         """Images, uint8 (B, 3, H, W), made for ``batch.label``, indices into ``shapes.scene.SHAPES``."""
         self.check(batch)
-        readings = checker.read(images)
-        self._found.add([[o.shape for o in reading.objects[:MOST_OBJECTS]] for reading in readings], batch)
-        self._labels.add(batch.label, batch)
+        found = [[o.shape for o in reading.objects[:MOST_OBJECTS]] for reading in checker.read(images)]
+        return {"found": found, "wanted": [SHAPES[int(label)] for label in batch.label]}
 
-    def compute(self) -> dict[str, object]:
-        """{"accuracy": share, "classes": {shape: of the images made for it}, "shuffled": {"accuracy"}}. Collective."""
-        found = self._found.gathered()
-        wanted = [SHAPES[int(label)] for label in self._labels.gathered()]
+    def result(self, rows: Rows) -> dict[str, object]:
+        """{"accuracy": share, "classes": {shape: of the images made for it}, "shuffled": {"accuracy"}}."""
+        found, wanted = rows.column("found"), rows.column("wanted")
         right = _right(found, wanted)
         by_class = {shape: [r for r, one in zip(right, wanted) if one == shape] for shape in SHAPES}
         return {
@@ -54,10 +48,6 @@ class LabelAccuracy:
             "classes": {shape: _mean(values) for shape, values in by_class.items() if values},
             "shuffled": {"accuracy": _mean(_right(found, turned(wanted)))},
         }
-
-    def anew(self) -> LabelAccuracy:
-        """A fresh one."""
-        return LabelAccuracy()
 
 
 def _right(found: Sequence[Sequence[str]], wanted: Sequence[str]) -> list[bool]:

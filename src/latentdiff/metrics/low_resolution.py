@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
 from latentdiff.config.errors import InputError
-from latentdiff.metrics.gather import Indexed
 from latentdiff.metrics.reconstruction import PSNR_CEILING, psnr
-from latentdiff.types import Batch
+from latentdiff.metrics.rows import column_if_any
+from latentdiff.types import Batch, Column, Rows
 
 
 class LowResolutionConsistency:
@@ -22,32 +21,24 @@ class LowResolutionConsistency:
     counts ``PSNR_CEILING``. With noise, blur or JPEG in the small images no model reaches that.
     """
 
-    def __init__(self) -> None:
-        self._consistency, self._fidelity = Indexed(), Indexed()
-        self._has_originals = False
-
     def check(self, batch: Batch) -> None:
         """Raises InputError where the samples lack what is read of them."""
         if batch.low_res is None:
             raise InputError("low-resolution consistency needs the small images, the batch has none")
 
-    def update(self, images: Tensor, batch: Batch) -> None:
+    def measure(self, images: Tensor, batch: Batch) -> dict[str, Column]:
         """Images, uint8 (B, 3, H, W), made from ``batch.low_res``."""
         self.check(batch)
         small = batch.low_res.to(images.device)
-        self._consistency.add(psnr(resized(images, small.shape[-2:]), small).clamp(max=PSNR_CEILING), batch)
+        found = {"low_res_psnr": psnr(resized(images, small.shape[-2:]), small).clamp(max=PSNR_CEILING)}
         if batch.image is not None:
-            self._has_originals = True
-            self._fidelity.add(psnr(images, batch.image.to(images.device)).clamp(max=PSNR_CEILING), batch)
+            found["psnr"] = psnr(images, batch.image.to(images.device)).clamp(max=PSNR_CEILING)
+        return found
 
-    def compute(self) -> dict[str, float]:
-        """{"low_res_psnr": dB, "psnr": dB}. Collective."""
-        found = {"low_res_psnr": _mean(self._consistency)}
-        return {**found, "psnr": _mean(self._fidelity)} if self._has_originals else found
-
-    def anew(self) -> LowResolutionConsistency:
-        """A fresh one."""
-        return LowResolutionConsistency()
+    def result(self, rows: Rows) -> dict[str, float]:
+        """{"low_res_psnr": dB, "psnr": dB}."""
+        columns = {name: column_if_any(rows, name) for name in ("low_res_psnr", "psnr")}
+        return {name: float(values.double().mean()) for name, values in columns.items() if values is not None}
 
 
 def resized(images: Tensor, size: tuple[int, int]) -> Tensor:
@@ -58,7 +49,3 @@ def resized(images: Tensor, size: tuple[int, int]) -> Tensor:
     size = (int(size[0]), int(size[1]))
     found = interpolate(images.cpu(), size=size, mode="bicubic", antialias=True, align_corners=False)
     return found.to(images.device)
-
-
-def _mean(values: Indexed) -> float:
-    return float(torch.stack(values.gathered()).double().mean())

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from latentdiff.metrics.features import full_precision
+from latentdiff.metrics.features.base import full_precision
 from latentdiff.metrics.paired import Paired, check_pair
 from latentdiff.models.perceptual import LPIPS, VGG16_URL
 
@@ -32,7 +32,6 @@ class Lpips(Paired):
     """
 
     def __init__(self, *, weights: str | None = None, network: LPIPS | None = None):
-        super().__init__()
         self.network = LPIPS(weights=weights) if network is None else network
         self.name = f"lpips_{_source(weights)}" if network is None else "lpips"
 

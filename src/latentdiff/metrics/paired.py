@@ -3,40 +3,32 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-import torch
 from torch import Tensor
 
 from latentdiff.config.errors import InputError
-from latentdiff.metrics.gather import Indexed
-from latentdiff.types import Batch
+from latentdiff.types import Batch, Column, Rows
 
 
 class Paired(ABC):
-    """Mean over images of ``compare``; a subclass names its result and says what one image's value is.
-
-    The values are kept by index: how the images are split over batches and ranks changes no bit of the mean.
-    """
+    """Mean over images of ``compare``; a subclass names its result and says what one image's value is."""
 
     name: str
-
-    def __init__(self) -> None:
-        self._values = Indexed()
 
     @abstractmethod
     def compare(self, images: Tensor, originals: Tensor) -> Tensor:
         """Both uint8 (B, 3, H, W) on one device -> one value per image, (B,)."""
 
-    def update(self, images: Tensor, batch: Batch) -> None:
+    def measure(self, images: Tensor, batch: Batch) -> dict[str, Column]:
         """Reconstructions, uint8 (B, 3, H, W), of ``batch.image``."""
         if batch.image is None:
             raise InputError(f"{self.name} needs the batch's own images to compare with, the batch has none")
-        self._values.add(self.compare(images, batch.image.to(images.device)), batch)
+        return {self.name: self.compare(images, batch.image.to(images.device))}
 
-    def compute(self) -> dict[str, float]:
-        """{name: mean}. Collective."""
-        return {self.name: float(torch.stack(self._values.gathered()).double().mean())}
+    def result(self, rows: Rows) -> dict[str, float]:
+        """{name: mean}."""
+        return {self.name: float(rows.column(self.name).double().mean())}
 
 
 class Fidelity:
@@ -45,12 +37,21 @@ class Fidelity:
     def __init__(self, *, metrics: Sequence[Paired]):
         self.metrics = list(metrics)
 
-    def update(self, images: Tensor, batch: Batch) -> None:
-        for metric in self.metrics:
-            metric.update(images, batch)
+    def measure(self, images: Tensor, batch: Batch) -> dict[str, Column]:
+        return {name: column for metric in self.metrics for name, column in metric.measure(images, batch).items()}
 
-    def compute(self) -> dict[str, float]:
-        return {name: value for metric in self.metrics for name, value in metric.compute().items()}
+    def result(self, rows: Rows) -> dict[str, float]:
+        return {name: value for metric in self.metrics for name, value in metric.result(rows).items()}
+
+
+def check_unpaired(metrics: Mapping[str, object]) -> None:
+    """Raises InputError where one of these, which are of generated images, compares an image with its own original."""
+    for name, metric in metrics.items():
+        if isinstance(metric, (Paired, Fidelity)):
+            raise InputError(
+                f"metrics: '{name}' compares an image with its own original, which a sample of stage two does not "
+                "have; evaluate a stage-one checkpoint with it, or choose another metric"
+            )
 
 
 def check_pair(image: Tensor, reference: Tensor) -> None:

@@ -26,10 +26,9 @@ class PatchPca(Paired):
         components: numbers kept of each patch.
     """
 
-    name = "psnr"
+    name = "patch_pca_psnr"
 
     def __init__(self, *, images: Iterable[Tensor], factor: int, components: int):
-        super().__init__()
         if components < 1 or factor < 1:
             raise InputError(f"a patch PCA needs a factor and components of at least 1; got {factor}, {components}")
         self.factor, self.count = factor, 0

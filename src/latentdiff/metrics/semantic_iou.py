@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
 from latentdiff.config.errors import InputError
 from latentdiff.metrics.embedded_world import check_scenes, turned
-from latentdiff.metrics.gather import Indexed
 from latentdiff.shapes import checker
 from latentdiff.shapes.scene import SHAPES
-from latentdiff.types import UNLABELLED, Batch
+from latentdiff.types import UNLABELLED, Batch, Column, Rows
 
 CLASSES = ("background", *SHAPES)
 """Of ``shapes.renderer.segmentation``: the index is the value in the map."""
@@ -38,7 +38,6 @@ class SemanticIou:
         self.classes = tuple(classes)
         if missing := [name for name in CLASSES if name not in self.classes]:
             raise InputError(f"classes: expected the background and every shape, '{missing[0]}' is not in {classes}")
-        self._read, self._given = Indexed(), Indexed()
 
     def check(self, batch: Batch) -> None:
         """Raises InputError where the samples lack what is read of them."""
@@ -46,28 +45,28 @@ class SemanticIou:
         if batch.segmentation is None:
             raise InputError("semantic IoU needs the maps that the images were made for, the batch has none")
 
-    def update(self, images: Tensor, batch: Batch) -> None:
-        """Images, uint8 (B, 3, H, W), made for ``batch.segmentation``."""
+    def measure(self, images: Tensor, batch: Batch) -> dict[str, Column]:
+        """Images, uint8 (B, 3, H, W), made for ``batch.segmentation`` -> both maps, uint8 (B, 64, 64)."""
         self.check(batch)
-        self._read.add([self._map(reading) for reading in checker.read(images)], batch)
-        given = interpolate(batch.segmentation[:, None].float().cpu(), size=(checker.SIDE,) * 2, mode="nearest-exact")
-        maps = given[:, 0].byte().numpy()
-        if strange := set(np.unique(maps)) - {*range(len(self.classes)), UNLABELLED}:
+        size = (checker.SIDE,) * 2
+        given = interpolate(batch.segmentation[:, None].float().cpu(), size=size, mode="nearest-exact")[:, 0].byte()
+        if strange := set(given.unique().tolist()) - {*range(len(self.classes)), UNLABELLED}:
             raise InputError(
                 f"semantic IoU: a map has the value {max(strange)}, but {len(self.classes)} classes are named; give "
                 "all of them as the metric's 'classes'"
             )
-        self._given.add(list(maps), batch)
+        read = np.stack([self._map(reading) for reading in checker.read(images)])
+        return {"read": torch.from_numpy(read), "given": given}
 
-    def compute(self) -> dict[str, object]:
-        """{"miou", "pixel_accuracy", "iou": {class: value}, "shuffled": {"miou", "pixel_accuracy"}}. Collective."""
-        read, given = self._read.gathered(), self._given.gathered()
+    def result(self, rows: Rows) -> dict[str, object]:
+        """{"miou", "pixel_accuracy", "iou": {class: value}, "shuffled": {"miou", "pixel_accuracy"}}."""
+        read, given = rows.column("read").numpy(), rows.column("given").numpy()
         control = self._compared(read, turned(given))
         return {**self._compared(read, given), "shuffled": {k: control[k] for k in ("miou", "pixel_accuracy")}}
 
-    def anew(self) -> SemanticIou:
-        """A fresh one for the same classes."""
-        return SemanticIou(classes=self.classes)
+    def describe(self) -> dict[str, object]:
+        """For the protocol card."""
+        return {"classes": list(self.classes)}
 
     def _map(self, reading: checker.Reading) -> np.ndarray:
         """uint8 (64, 64): the class of each pixel; where objects overlap, that of the smallest."""

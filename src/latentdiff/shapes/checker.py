@@ -70,16 +70,28 @@ def read(images: Tensor | np.ndarray) -> list[Reading]:
     return [_read_one(image) for image in pixels.permute(0, 2, 3, 1).numpy()]
 
 
-def score(readings: Sequence[Reading], attributes: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def described(scene: Reading | Mapping[str, Any]) -> dict[str, Any]:
+    """What ``score`` compares, in the form of ``scene.attributes`` and JSON-ready: of what was read or asked for."""
+    if isinstance(scene, Reading):
+        objects = [{name: getattr(o, name) for name in OBJECT_ATTRIBUTES} for o in scene.objects]
+        return {"background": scene.background, "objects": objects}
+    objects = [{name: o[name] for name in OBJECT_ATTRIBUTES} for o in scene["objects"]]
+    return {"background": scene["background"], "objects": objects}
+
+
+def score(
+    readings: Sequence[Reading | Mapping[str, Any]], attributes: Sequence[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
     """Per image: ``n_objects`` asked for, and per attribute the share that is right (None where nothing was asked).
 
-    ``attributes`` are those of ``scene.attributes`` or ``captions.parse``; an attribute that is None is not asked for.
+    ``readings`` as ``read`` or ``described`` gives them. ``attributes`` are those of ``scene.attributes`` or
+    ``captions.parse``; an attribute that is None is not asked for.
     Read and expected objects are paired by the assignment with most agreement over all attributes, so that swapped
     colours count as wrong. A missing object has nothing right; of surplus objects the smallest are ignored.
     """
     if len(readings) != len(attributes):
         raise InputError(f"expected one reading per attributes, got {len(readings)} and {len(attributes)}")
-    return [_score_one(reading, wanted) for reading, wanted in zip(readings, attributes)]
+    return [_score_one(described(reading), wanted) for reading, wanted in zip(readings, attributes)]
 
 
 def summarise(scores: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
@@ -94,31 +106,33 @@ def summarise(scores: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, float]
     return {group: {name: float(np.mean(v)) for name, v in values.items()} for group, values in groups.items()}
 
 
-def _score_one(reading: Reading, wanted: Mapping[str, Any]) -> dict[str, Any]:
+def _score_one(reading: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
     background = wanted["background"]
     result: dict[str, Any] = {
         "n_objects": len(wanted["objects"]),
-        "background": None if background is None else float(reading.background == background),
+        "background": None if background is None else float(reading["background"] == background),
     }
-    matched = _match(reading.objects, wanted["objects"])
+    matched = _match(reading["objects"], wanted["objects"])
     for name in OBJECT_ATTRIBUTES:
         right = [float(_agrees(found, o, name)) for found, o in zip(matched, wanted["objects"]) if o[name] is not None]
         result[name] = float(np.mean(right)) if right else None
     return result
 
 
-def _match(found: tuple[ReadObject, ...], wanted: Sequence[Mapping[str, Any]]) -> tuple[ReadObject | None, ...]:
+def _match(
+    found: Sequence[Mapping[str, Any]], wanted: Sequence[Mapping[str, Any]]
+) -> tuple[Mapping[str, Any] | None, ...]:
     """The read object, or None, for each wanted one."""
     kept = (*found, *[None] * len(wanted))[: len(wanted)]
 
-    def agreement(order: tuple[ReadObject | None, ...]) -> int:
+    def agreement(order: tuple[Mapping[str, Any] | None, ...]) -> int:
         return sum(_agrees(f, o, name) for f, o in zip(order, wanted) for name in OBJECT_ATTRIBUTES)
 
     return max(permutations(kept), key=agreement)
 
 
-def _agrees(found: ReadObject | None, wanted: Mapping[str, Any], name: str) -> bool:
-    return found is not None and getattr(found, name) == wanted[name]
+def _agrees(found: Mapping[str, Any] | None, wanted: Mapping[str, Any], name: str) -> bool:
+    return found is not None and found[name] == wanted[name]
 
 
 def _read_one(image: np.ndarray) -> Reading:

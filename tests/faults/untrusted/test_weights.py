@@ -21,7 +21,8 @@ from latentdiff.checkpoint.models import load_codec, load_denoiser
 from latentdiff.conditioning.hf_text import HfText
 from latentdiff.conditioning.hf_tokenizer import HfTokenizer
 from latentdiff.conditioning.open_clip_text import OpenClipText
-from latentdiff.metrics.features import InceptionV3
+from latentdiff.metrics.features.inception import InceptionV3
+from latentdiff.metrics.features.torchvision import TorchvisionFeatures
 from latentdiff.metrics.lpips import Lpips
 
 
@@ -77,6 +78,8 @@ def test_pickles(place, payload, stranger, content: str, write: Callable, monkey
         Lpips(weights=str(path))
     with place.attempt(f"{content} {write.__name__} as Inception"):
         InceptionV3(weights=str(path))
+    with place.attempt(f"{content} {write.__name__} as a classifier of torchvision"):
+        TorchvisionFeatures(model="mobilenet_v3_small", weights=str(path))
     with monkeypatch.context() as patched:
         patched.setattr(torch, "save", lambda state, file: shutil.copy(path, file))
         checkpoint = stranger(place.folder / "checkpoint", "a: 1", train_state={})

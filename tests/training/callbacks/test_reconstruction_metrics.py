@@ -1,20 +1,26 @@
+import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import pytorch_lightning as pl
 import torch
+import torch.distributed as dist
 from torch import nn
+from torch.multiprocessing import start_processes
 from torch.utils.data import DataLoader
 
 from latentdiff.config.errors import InputError
-from latentdiff.metrics.features import RandomConvFeatures
-from latentdiff.metrics.frechet import frechet_distance_of
+from latentdiff.metrics.features.random_conv import RandomConvFeatures
+from latentdiff.metrics.gaussian import FrechetStatistics, frechet_distance_of
+from latentdiff.metrics.on_features import Naming
 from latentdiff.metrics.reconstruction import ssim
 from latentdiff.models.perceptual import LPIPS
 from latentdiff.training.callbacks.reconstruction_metrics import ReconstructionMetrics
 from latentdiff.types import Batch
 
 FEATURES = RandomConvFeatures(dim=16, scales=2)
+NAMED = Naming(FEATURES.name, False, 10, reconstructions=True)
 
 
 class Halves(pl.LightningModule):
@@ -50,6 +56,10 @@ def batches(*sizes):
     return [Batch(keys=[str(i) for i in range(len(p))], image=p, number=n, total=len(p)) for n, p in enumerate(parts)]
 
 
+def seen(x):
+    return FEATURES(x, Batch(keys=[""] * len(x)))["pool"]
+
+
 def validated(trainer, module, callback, data):
     lightning = trainer(callback)
     lightning.validate(module, datamodule=Data(data), verbose=False)
@@ -60,7 +70,7 @@ def test_the_first_images_are_measured_however_they_come(trainer):
     x = images(12)[:10]
     expected = {
         "val/ssim": ssim(x // 2, x).mean().item(),
-        "val/fd_randconv-v1-seed0-dim16-scales2_n10": frechet_distance_of(FEATURES(x // 2), FEATURES(x)),
+        f"val/{NAMED('fid', otherwise='fd')}": frechet_distance_of(seen(x // 2), FrechetStatistics.of(seen(x))),
     }
     for sizes in ((12,), (4, 4, 4), (7, 5)):
         found = validated(trainer, Halves(), ReconstructionMetrics(features=FEATURES, images=10), batches(*sizes))
@@ -87,13 +97,36 @@ def test_a_loss_with_lpips_lends_its_network(trainer, monkeypatch):
     assert found["val/lpips"] == pytest.approx(((x - x // 2) / 127.5).mean().item(), rel=1e-5)
 
 
-def test_ranks_parts_of_global_batches_are_placed(trainer):
-    """The second rank's halves: indices 2, 3 and 6, 7, of which 7 is one too many."""
-    whole = images(8)
-    data = [Batch(keys=["a", "b"], image=whole[s : s + 2], number=n, start=2, total=4) for n, s in ((0, 2), (1, 6))]
-    found = validated(trainer, Halves(), ReconstructionMetrics(features=FEATURES, images=7), data)
-    x = whole[[2, 3, 6]]
-    assert found["val/ssim"] == pytest.approx(ssim(x // 2, x).mean().item(), rel=1e-5)
+def hooks(batches):
+    """What two validations of these batches log, without a trainer."""
+    logged, module = [], Halves()
+    module.log_dict = lambda values, **_: logged.append(values)
+    callback = ReconstructionMetrics(features=FEATURES, images=7)
+    for _ in range(2):
+        callback.on_validation_epoch_start(None, module)
+        for number, batch in enumerate(batches):
+            callback.on_validation_batch_end(None, module, batch.image // 2, batch, number)
+        callback.on_validation_epoch_end(None, module)
+    return logged
+
+
+def _rank(rank, folder):
+    """Forked, so that nothing is imported again; one thread, since a fork has no others to wait for."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    parts = [batch.rows(2 * rank, 2 * rank + 2) for batch in batches(4, 4)]
+    Path(f"{folder}/{rank}.json").write_text(json.dumps(hooks(parts)))
+    dist.destroy_process_group()
+
+
+def test_two_processes_log_what_one_does(tmp_path):
+    """Each has half of every global batch; the last of the 8 images is one too many."""
+    start_processes(_rank, args=(str(tmp_path),), nprocs=2, start_method="fork")
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
+    assert first == second
+    assert len(first[0]) == 2
+    for ours, alone in zip(first, hooks(batches(4, 4))):
+        assert ours == pytest.approx(alone, rel=1e-6)
 
 
 def test_one_image_is_too_few():

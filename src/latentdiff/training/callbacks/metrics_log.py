@@ -78,9 +78,33 @@ class MetricsLog(Callback):
                 self._write(trainer, module, "val/", {})
             self._since = (time.perf_counter(), module.counters.images_seen)
 
+    def record(self, trainer: pl.Trainer, module: pl.LightningModule, values: dict[str, float]) -> None:
+        """A line of its own for values that are the same on all ranks; the time until now is none of training's.
+
+        One that is not finite costs a warning: it is a measurement's, and ruins no weights.
+        """
+        bad = self._put(trainer, module, values)
+        if bad and trainer.is_global_zero:
+            _log.warning("%s not finite at batch %d", ", ".join(bad), module.counters.batches_seen)
+        self._since = (time.perf_counter(), module.counters.images_seen)
+
+    def holds(self, prefix: str, batches_seen: int) -> bool:
+        """Whether the file has a line of that batch with names that begin so."""
+        if not self.path.exists():
+            return False
+        begins = f'"{prefix}'.encode()
+        return any(begins in line and _seen(line) == batches_seen for line in _lines(self.path))
+
     def _write(self, trainer, module, prefix: str, extra: dict[str, float]) -> None:
         values = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith(prefix)}
-        values = _mean_over_ranks(values, module) | extra
+        if bad := self._put(trainer, module, _mean_over_ranks(values, module) | extra):
+            raise NonFiniteError(
+                f"{', '.join(bad)} not finite at batch {module.counters.batches_seen}: training stopped before a "
+                "checkpoint could keep it. Resume from the last one with a lower optim.lr, or trainer.precision=32-true"
+            )
+
+    def _put(self, trainer, module, values: dict[str, float]) -> list[str]:
+        """Names of the values that are not finite."""
         bad = [name for name, value in values.items() if not math.isfinite(value)]
         counters = module.counters.as_dict()
         if trainer.is_global_zero:
@@ -95,11 +119,7 @@ class MetricsLog(Callback):
             if self.echo:
                 text = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
                 print(f"batch {counters['batches_seen']}: {text}", flush=True)
-        if bad:
-            raise NonFiniteError(
-                f"{', '.join(bad)} not finite at batch {counters['batches_seen']}: training stopped before a "
-                "checkpoint could keep it. Resume from the last one with a lower optim.lr, or trainer.precision=32-true"
-            )
+        return bad
 
     def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         self._finish()

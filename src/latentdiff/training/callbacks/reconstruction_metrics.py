@@ -9,18 +9,22 @@ from pytorch_lightning.callbacks import Callback
 from torch import Tensor
 
 from latentdiff.config.errors import InputError
-from latentdiff.metrics.features import Features
+from latentdiff.metrics.features.base import Features
 from latentdiff.metrics.frechet import FrechetDistance
 from latentdiff.metrics.lpips import Lpips
-from latentdiff.metrics.paired import Paired
+from latentdiff.metrics.on_features import OnFeatures
 from latentdiff.metrics.reconstruction import Ssim
+from latentdiff.metrics.reference import Reference
+from latentdiff.metrics.rows import Part, gathered
 from latentdiff.models.perceptual import LPIPS
-from latentdiff.types import Batch
+from latentdiff.types import Batch, Metric
+
+FRECHET, ORIGINALS = "frechet", "originals"
 
 
 class ReconstructionMetrics(Callback):
-    """Logs ``val/ssim``, the Fréchet distance of reconstructions as ``val/fd_<features>_n<images>``, and ``val/lpips``
-    where the loss has an LPIPS network: no other is loaded for it.
+    """Logs ``val/ssim``, the Fréchet distance of reconstructions under the name that ``evaluate.py`` gives it, and
+    ``val/lpips`` where the loss has an LPIPS network: no other is loaded for it.
 
     Reads what the module's ``validation_step`` returns: the reconstructions, uint8 (B, 3, H, W). All ranks together
     measure the same images as one would. The originals' features are taken at the first validation alone: they are
@@ -35,9 +39,10 @@ class ReconstructionMetrics(Callback):
         if images < 2:
             raise InputError(f"images: a Fréchet distance needs at least 2, got {images}")
         self.images = images
-        self._frechet = FrechetDistance(features=features).of_reconstructions()
-        self._knows_originals = False
-        self._paired: list[Paired] = []
+        self._frechet = OnFeatures(features=features, measures=[FrechetDistance()]).of_reconstructions()
+        self._originals: Reference | None = None
+        self._metrics: dict[str, Metric] = {}
+        self._parts: dict[str, list[Part]] = {}
         self._offset = 0
         """Images of all ranks before this batch."""
 
@@ -48,9 +53,11 @@ class ReconstructionMetrics(Callback):
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         self._offset = 0
-        self._frechet = self._frechet.anew()
         network = next((part for part in module.modules() if isinstance(part, LPIPS)), None)
-        self._paired = [Ssim()] if network is None else [Ssim(), Lpips(network=network)]
+        self._metrics = {"ssim": Ssim(), FRECHET: self._frechet}
+        if network is not None:
+            self._metrics["lpips"] = Lpips(network=network)
+        self._parts = {name: [] for name in (*self._metrics, ORIGINALS)}
 
     def on_validation_batch_end(
         self, trainer, module, outputs: Tensor, batch: Batch, batch_index: int, dataloader_index: int = 0
@@ -62,13 +69,17 @@ class ReconstructionMetrics(Callback):
             return
         images, originals = outputs[:count], batch.image[:count]
         kept = replace(batch, keys=batch.keys[:count], image=originals, start=start, total=None)
-        for metric in (*self._paired, self._frechet):
-            metric.update(images, kept)
-        if not self._knows_originals:
-            self._frechet.update_reference(originals, kept)
+        for name, metric in self._metrics.items():
+            self._parts[name].append((start, metric.measure(images, kept)))
+        if self._originals is None:
+            self._parts[ORIGINALS].append((start, self._frechet.measure_real(originals, kept)))
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        results = [metric.compute() for metric in (*self._paired, self._frechet)]
-        self._knows_originals, self._paired = True, []
-        values = {f"val/{name}": value for found in results for name, value in found.items()}
-        module.log_dict(values, logger=False, sync_dist=True)
+        if self._originals is None:
+            self._originals = self._frechet.reference(gathered(self._parts[ORIGINALS]))
+        found: dict[str, object] = {}
+        for name, metric in self._metrics.items():
+            rows = gathered(self._parts[name])
+            found |= metric.result(rows, self._originals) if name == FRECHET else metric.result(rows)
+        self._parts = {}
+        module.log_dict({f"val/{name}": value for name, value in found.items()}, logger=False, sync_dist=True)

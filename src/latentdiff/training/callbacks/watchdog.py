@@ -57,33 +57,34 @@ class Watchdog(Callback):
         if self._watch is not None:
             self._watch.ended.set()
 
-    def _step(self, where: str) -> None:
+    def step(self, where: str) -> None:
+        """Something has moved; for callbacks whose work takes long as well."""
         if self._watch is not None:
             self._watch.step(where)
 
     def on_train_batch_start(self, *_: object) -> None:
-        self._step("in its forward pass")
+        self.step("in its forward pass")
 
     def on_before_backward(self, *_: object) -> None:
-        self._step("in its backward pass")
+        self.step("in its backward pass")
 
     def on_after_backward(self, *_: object) -> None:
-        self._step("between backward pass and update")
+        self.step("between backward pass and update")
 
     def on_train_batch_end(self, *_: object) -> None:
-        self._step("waiting for a batch")
+        self.step("waiting for a batch")
 
     def on_validation_start(self, *_: object) -> None:
-        self._step("in validation")
+        self.step("in validation")
 
     def on_validation_batch_end(self, *_: object) -> None:
-        self._step("in validation")
+        self.step("in validation")
 
     def on_validation_end(self, *_: object) -> None:
-        self._step("waiting for a batch")
+        self.step("waiting for a batch")
 
     def on_save_checkpoint(self, *_: object) -> None:
-        self._step("in a save")
+        self.step("in a save")
 
 
 class _Watch(threading.Thread):
