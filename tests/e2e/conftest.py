@@ -25,6 +25,7 @@ from PIL import Image
 
 import latentdiff
 from latentdiff.app import launch
+from latentdiff.app.run_dir import CHILD_RUN_DIR
 from latentdiff.data.datamodule import DataModule
 from latentdiff.data.shards import write_shards
 
@@ -93,7 +94,7 @@ class Programs:
         self.use = (*EVERY, *self.paths)
         """Overrides for evaluate.py and sample.py."""
         self.environment = {
-            **os.environ,
+            **{name: value for name, value in os.environ.items() if name != CHILD_RUN_DIR},
             "PYTHONPATH": str(SOURCE),
             "OMP_NUM_THREADS": "1",
             "WANDB_MODE": "offline",
