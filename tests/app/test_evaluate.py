@@ -368,3 +368,10 @@ def test_what_metrics_need_is_said_before_any_work(applied, monkeypatch):
     monkeypatch.setattr(one_evaluation, "fill", None)
     with pytest.raises(InputError, match="metrics: 'maps': semantic IoU needs the maps"):
         applied(lambda batch: batch.image, "metrics=shapes_semantic", conditioner={"conditions": None})
+
+
+def test_metrics_of_an_older_checkpoint_that_are_no_more_say_what_to_do():
+    cfg = chosen()
+    own = OmegaConf.create({"metrics": {"frechet": {"_target_": "latentdiff.metrics.gone.Gone"}}})
+    with pytest.raises(InputError, match=r"metrics: the checkpoint's own: .*gone.*or choose others"):
+        metrics_for(cfg, stage_two(cfg, own))

@@ -211,7 +211,12 @@ def metrics_for(cfg: DictConfig, subject: Subject) -> dict[str, Metric]:
     """
     chosen = cfg.metrics or subject.config.get("metrics")
     own = {} if subject.data is None else subject.data.get("metrics") or {}
-    metrics = {name: build(node) for name, node in (chosen or own).items()}
+    try:
+        metrics = {name: build(node) for name, node in (chosen or own).items()}
+    except InputError as error:
+        if cfg.metrics:
+            raise
+        raise InputError(f"metrics: the checkpoint's own: {error}; or choose others, e.g. metrics=small") from error
     if not metrics and subject.stage_one is None:
         raise InputError("metrics: there is nothing to measure; choose some, e.g. metrics=small")
     if subject.stage_one is not None:
