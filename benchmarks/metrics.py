@@ -2,9 +2,9 @@
 
     taskset -c 0,1 env OMP_NUM_THREADS=2 python benchmarks/metrics.py [--count 10000] [--threads 2] [--device cuda]
 
-Random features of the Inception's widths (2,048, the spectrum that falls as i^-1.2; 1,008 logits) of generated and of
-real images lie in the files of an evaluation, and every measure is computed from them once, as evaluate.py computes it:
-reading included, on the CPU. The moments of the reference, which belong to its file, are timed by themselves. Beside
+Random features of the Inception's widths (2,048 and 2,023, a spectrum that falls as i^-1.2; 1,008 logits) of generated
+and of real images lie in the files of an evaluation, and every measure is computed from them once, as evaluate.py
+computes it: reading included, on the CPU. The moments of the reference, which belong to its file, are timed by themselves. Beside
 it: seconds that the Inception (random weights) takes for as many images of 256 px, and the decoder of LDM's kl-f8 to
 make them, from a few batches, on ``--device``; sampling comes on top. Peak memory is that of a process of its own.
 """
@@ -25,6 +25,7 @@ from torch import Tensor
 from latentdiff.evaluation.chunks import ChunkFolder
 from latentdiff.evaluation.engine import index_chunks
 from latentdiff.metrics.density_coverage import DensityCoverage
+from latentdiff.metrics.features.base import LOGITS, POOL, SPATIAL
 from latentdiff.metrics.frechet import FrechetDistance
 from latentdiff.metrics.frechet_infinity import FrechetInfinity
 from latentdiff.metrics.inception_score import InceptionScore
@@ -37,10 +38,11 @@ from latentdiff.models.autoencoder.bottlenecks.kl import KL
 from latentdiff.types import Batch
 
 CHUNK = 50
-WIDTH = 2048
+WIDTH, SPATIAL_WIDTH = 2048, 2023
 GOAL = 0.05
 MEASURES = {
     "FID": FrechetDistance(),
+    "sFID": FrechetDistance(layer=SPATIAL),
     "FID infinity, 15 points": FrechetInfinity(),
     "KID, 100 subsets of 1,000": KernelDistance(),
     "IS": InceptionScore(),
@@ -79,7 +81,12 @@ def main() -> None:
 def seconds_of_measures(count: int) -> dict:
     with evaluation(count) as (rows, reference):
         naming = Naming("random", published=True, count=count)
-        found = {"moments and root of the reference": wall_seconds(lambda: reference.moments("pool").root)}
+        found = {
+            f"moments and root of the reference, {layer}": wall_seconds(
+                lambda layer=layer: reference.moments(layer).root
+            )
+            for layer in (POOL, SPATIAL)
+        }
         for name, measure in (MEASURES | {CMMD: GaussianKernelDistance()}).items():
             found[name] = wall_seconds(lambda measure=measure: measure(rows, reference, naming))
     return {"measures": found}
@@ -118,13 +125,14 @@ def evaluation(count: int) -> Iterator[tuple]:
             generator = torch.Generator().manual_seed(number)
             for chunk in chunks.chunks:
                 logits = 3 * torch.randn(len(chunk), 1008, generator=generator)
-                chunks.write(chunk, {"pool": features(len(chunk), generator), "logits": logits})
+                pool, spatial = (features(len(chunk), width, generator) for width in (WIDTH, SPATIAL_WIDTH))
+                chunks.write(chunk, {POOL: pool, SPATIAL: spatial, LOGITS: logits})
         yield folders[0].rows(), MeasuredReference(folders[1].rows())
 
 
-def features(count: int, generator: torch.Generator) -> Tensor:
-    spectrum = torch.arange(1, WIDTH + 1).float() ** -0.6
-    return 0.4 + spectrum * torch.randn(count, WIDTH, generator=generator)
+def features(count: int, width: int, generator: torch.Generator) -> Tensor:
+    spectrum = torch.arange(1, width + 1).float() ** -0.6
+    return 0.4 + spectrum * torch.randn(count, width, generator=generator)
 
 
 def random_inception() -> torch.nn.Module:
