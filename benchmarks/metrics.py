@@ -5,9 +5,9 @@
 Random features of the Inception's widths (2,048 and 2,023, a spectrum that falls as i^-1.2; 1,008 logits) of generated
 and of real images lie in the files of an evaluation, and every measure is computed from them once, as evaluate.py
 computes it: reading included, on the CPU. The moments of the reference, which belong to its file, are timed by
-themselves. Beside it: seconds that the Inception (random weights) takes for as many images of 256 px, and the decoder of
-LDM's kl-f8 to make them, from a few batches, on ``--device``; sampling comes on top. Peak memory is that of a process of
-its own.
+themselves. Beside it: seconds that the Inception (random weights) takes for as many images of 256 px, and the decoder
+of LDM's kl-f8 to make them, from a few batches, on ``--device``; sampling comes on top. Peak memory is that of a
+process of its own.
 """
 
 from __future__ import annotations
