@@ -147,6 +147,7 @@ def test_unfinished_work_belongs_to_one_protocol(programs, ldm: Path, tmp_path: 
         assert re.search(f"unfinished work of an evaluation with .*{message}", outcome.err), outcome.err
 
 
+@pytest.mark.slow
 def test_another_chunk_size_changes_rounding_at_most(programs, ldm: Path, whole: Path, tmp_path: Path) -> None:
     other = (*COUNT, *MEASURED, "batch_size=5", "save_samples=npz", "controls=false", "neighbours=0")
     programs.done("evaluate", *programs.use, f"checkpoint={ldm}", *other, f"run_dir={tmp_path}")

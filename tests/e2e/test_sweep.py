@@ -86,6 +86,7 @@ def watched(programs, autoencoder: Path, tmp_path_factory: pytest.TempPathFactor
     return run
 
 
+@pytest.mark.slow
 def test_lengths_of_averages_are_swept_over(programs, watched: Path, tmp_path: Path) -> None:
     sweep = ("sweep.ema_length=[0.05,0.1]", "controls=false", f"checkpoint={watched}", f"run_dir={tmp_path}")
     programs.done("evaluate", *programs.use, *SMALL, *sweep)
