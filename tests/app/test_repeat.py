@@ -197,12 +197,18 @@ def test_the_verdict(card):
     other = card(
         "num_images=6",
         name="other.json",
-        results={"f": {"fd": 1.5000001, "more": 1}},
+        results={"f": {"fd": 1.5001, "more": 1}},
         change=put("environment.machine", "y"),
     )
     with pytest.raises(RunError) as differing:
         verdict(path, other)
-    for text in ("3 of 3 numbers", "f.fd: 1.5 | 1.5000001", "f.more: None | 1", 'environment.machine: "x" | "y"'):
+    near = json.loads(Path(path).read_text())
+    near["results"]["f"]["fd"] = 1.5000001
+    rounded = Path(path).with_name("rounded.json")
+    rounded.write_text(json.dumps(near))
+    assert "1 numbers are those of" in (said := verdict(path, rounded))
+    assert "1 but for rounding:\n  f.fd: 1.5 | 1.5000001" in said
+    for text in ("3 of 3 numbers", "f.fd: 1.5 | 1.5001", "f.more: None | 1", 'environment.machine: "x" | "y"'):
         assert text in str(differing.value)
 
 

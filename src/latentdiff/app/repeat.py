@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -37,6 +38,8 @@ OPTIONAL = ("data", "metrics", "logger")
 """Those that may be null."""
 PRECISIONS = {"float32": "32-true", "bfloat16": "bf16-mixed"}
 """What the protocol calls a precision -> what the trainer does."""
+ROUNDING = 1e-5
+"""Relative difference that another number of threads, device or version of torch may make; of no other cause."""
 SHOWN = 10
 """Numbers that a message lists."""
 
@@ -105,7 +108,8 @@ def check_identity(card: str | Path, identity: Mapping[str, object]) -> None:
 
 
 def verdict(card: str | Path, results: str | Path) -> str:
-    """That the numbers of two results.json are the same, to the last bit. Raises RunError with those that are not."""
+    """That the numbers of two results.json are the same, to the last bit or but for ``ROUNDING``. Raises RunError with
+    those that are not."""
     before, now = read_results(card), read_results(results)
     numbers = [dict(flattened(each["results"])) for each in (before, now)]
     names = dict.fromkeys([*numbers[0], *numbers[1]])
@@ -117,9 +121,17 @@ def verdict(card: str | Path, results: str | Path) -> str:
     cards = [before["card"], now["card"]]
     causes = [each for part in ("protocol", "observed", "environment") for each in differences(cards, part)]
     lines += ["what else differs:", *(f"  {each}" for each in causes)] if causes else []
+    if all(_rounded(numbers[0].get(name), numbers[1].get(name)) for name in changed):
+        rest = len(names) - len(changed)
+        return f"repeated: {rest} numbers are those of {card}, {len(changed)} but for rounding:\n" + "\n".join(lines)
     raise RunError(
         f"{len(changed)} of {len(names)} numbers are not those of '{card}' (there | here):\n" + "\n".join(lines)
     )
+
+
+def _rounded(one: object, other: object) -> bool:
+    floats = isinstance(one, float) and isinstance(other, float)
+    return floats and math.isclose(one, other, rel_tol=ROUNDING)
 
 
 def _overrides() -> list[str]:

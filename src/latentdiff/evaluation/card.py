@@ -189,6 +189,7 @@ def environment(world_size: int, device: str) -> dict[str, object]:
         "accelerator": torch.cuda.get_device_name() if device == "cuda" else None,
         "machine": platform.machine(),
         "world_size": world_size,
+        "threads": torch.get_num_threads(),
     }
 
 
