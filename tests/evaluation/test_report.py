@@ -72,13 +72,10 @@ def test_every_table_shows_numbers_alike(tmp_path):
     assert ">0.0005<" in (tmp_path / "r.html").read_text()
 
 
-def test_controls_are_columns_beside() -> None:
-    out = StringIO()
-    controls = {"training_images": {"fd": {"fd_n9": 0.5, "kid_n9": 0.25}}}
-    Console(file=out, width=80).print(results_table({"fd": {"fd_n9": 1.5}}, controls=controls))
-    lines = [line.split("│")[1:-1] for line in out.getvalue().splitlines() if line.startswith("│")]
-    assert [[cell.strip() for cell in line] for line in lines] == [
-        ["fd.fd_n9", "1.5000", "0.5000"],
-        ["fd.kid_n9", "", "0.2500"],
-    ]
-    assert "training images" in out.getvalue()
+def test_names_of_the_demo_s_length_are_whole_on_80_columns() -> None:
+    out, name = StringIO(), "precision_randconv-v1_n500"
+    captions = {"reconstructions": {"two_objects.background": 1.0}}
+    found = {"reconstructions": {"small": {name: 0.5}}, "captions": captions}
+    Console(file=out, width=80).print(results_table(found))
+    assert f"reconstructions.small.{name}" in out.getvalue()
+    assert "captions.reconstructions.two_objects.background" in out.getvalue()

@@ -77,7 +77,9 @@ def _title(cfg: DictConfig, parts: Parts) -> str:
 
 def _show(cfg: DictConfig, parts: Parts, found: Evaluation, console: Console) -> None:
     spread = (found.repeats or {}).get("sd")
-    title = _title(cfg, parts)
-    console.print(report.results_table(found.results, title=title, spread=spread, controls=found.controls))
+    console.print(report.results_table(found.results, title=_title(cfg, parts), spread=spread))
+    if found.controls:
+        title = "controls: the same of images that the model did not make"
+        console.print(report.results_table(found.controls, title=title))
     if parts.subject.stage_one is not None:
         console.print(channels_table(found.results["latents"]["channels"]))

@@ -23,25 +23,16 @@ def write_results(path: str | Path, found: Mapping[str, object]) -> None:
 
 
 def results_table(
-    results: Mapping[str, object],
-    *,
-    title: str = "results",
-    spread: Mapping[str, object] | None = None,
-    controls: Mapping[str, Mapping] | None = None,
+    results: Mapping[str, object], *, title: str = "results", spread: Mapping[str, object] | None = None
 ) -> Table:
-    """One row per number, nested names joined by dots, with the standard deviation that ``spread`` has for it and a
-    column for each of ``controls``; lists are left to the file."""
+    """One row per number, nested names joined by dots, with the standard deviation that ``spread`` has for it; lists
+    are left to the file."""
     table, apart = Table("metric", title=title), dict(flattened(spread or {}))
     table.add_column("value", justify="right")
-    columns = [dict(flattened(results)), *(dict(flattened(control)) for control in (controls or {}).values())]
-    for name in controls or {}:
-        table.add_column(name.replace("_", " "), justify="right")
-    for name in dict.fromkeys(name for column in columns for name in column):
-        values = [column.get(name, "") for column in columns]
-        if not any(isinstance(value, (list, tuple)) for value in values):
-            own, *others = map(shown, values)
+    for name, value in flattened(results):
+        if not isinstance(value, (list, tuple)):
             sd = apart.get(name)
-            table.add_row(name, own + (f" ± {shown(sd)}" if isinstance(sd, (int, float)) else ""), *others)
+            table.add_row(name, shown(value) + (f" ± {shown(sd)}" if isinstance(sd, (int, float)) else ""))
     return table
 
 
