@@ -23,7 +23,7 @@ from latentdiff.metrics.on_features import OnFeatures
 from latentdiff.metrics.paired import Fidelity
 from latentdiff.metrics.reconstruction import Psnr
 from latentdiff.metrics.rows import JoinedRows
-from latentdiff.training.callbacks import online_metrics
+from latentdiff.training.callbacks import averaged_images, online_metrics
 from latentdiff.training.callbacks.metrics_log import MetricsLog
 from latentdiff.training.callbacks.online_metrics import OnlineMetrics
 from latentdiff.training.callbacks.watchdog import Watchdog
@@ -178,7 +178,8 @@ class Stops(pl.Callback):
 
     def __init__(self, monkeypatch, after):
         self.left = after
-        monkeypatch.setattr(online_metrics, "stop_pending", self)
+        for module in (online_metrics, averaged_images):
+            monkeypatch.setattr(module, "stop_pending", self)
 
     def __call__(self, trainer):
         self.left -= 1

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from latentdiff.evaluation.grid import COMPARISON, comparison, save_grid
 from latentdiff.evaluation.inputs import beside_inputs, condition_texts
-from latentdiff.generation.pipeline import LatentPipeline, to_uint8
+from latentdiff.generation.pipeline import to_uint8
 from latentdiff.training.callbacks.at_least import at_least_one
-from latentdiff.training.callbacks.interruption import stop_pending
+from latentdiff.training.callbacks.averaged_images import AbandonedError, averaged_pipeline, giving_way
 from latentdiff.training.callbacks.refusal import not_fatal
 from latentdiff.training.parallel import is_sharded
 from latentdiff.types import Batch, Guidance, Sampler
@@ -56,10 +56,6 @@ class ReconstructionGrid(Callback):
         with not_fatal(path):
             save_grid(path, cells, columns=len(batch), scale=2, text=COMPARISON)
             log_image(trainer, "reconstructions", path, module.counters.batches_seen)
-
-
-class _AbandonedError(Exception):
-    """The run stops after this batch."""
 
 
 class SampleGrid(Callback):
@@ -110,24 +106,17 @@ class SampleGrid(Callback):
         if not (trainer.is_global_zero or is_sharded(module)):
             return
         batch: Batch = trainer.datamodule.preview(self.count)
-        pipeline = LatentPipeline(
-            denoiser=module.ema.model["denoiser"],
-            conditioner=module.ema.model["conditioner"],
-            codec=module.codec,
+        pipeline = averaged_pipeline(
+            module,
             sampler=self.sampler,
             grid=self.grid,
             steps=self.steps,
             guidance=self.guidance,
             image_size=_side(batch, module.codec.factor),
         )
-
-        def give_way(*_: object) -> None:
-            if stop_pending(trainer) and not is_sharded(module):  # sharded, the ranks sample together
-                raise _AbandonedError
-
         try:
-            latents = pipeline.latents(batch, [self.seed + i for i in range(len(batch))], give_way)
-        except _AbandonedError:
+            latents = pipeline.latents(batch, [self.seed + i for i in range(len(batch))], giving_way(trainer, module))
+        except AbandonedError:
             return
         if not trainer.is_global_zero:
             return

@@ -12,22 +12,17 @@ from torch import Tensor
 from latentdiff.config.errors import InputError
 from latentdiff.evaluation.curve import numbers_of
 from latentdiff.evaluation.engine import ComparesWithReal, Measure, Work, image_seed, results_of
-from latentdiff.generation.pipeline import LatentPipeline
 from latentdiff.metrics.on_features import OnFeatures, check_distinct
 from latentdiff.metrics.paired import check_unpaired
 from latentdiff.metrics.reference import Reference
 from latentdiff.metrics.rows import JoinedRows, gathered
+from latentdiff.training.callbacks.averaged_images import AbandonedError, averaged_pipeline, giving_way
 from latentdiff.training.callbacks.interruption import stop_pending
 from latentdiff.training.callbacks.metrics_log import MetricsLog
 from latentdiff.training.callbacks.watchdog import Watchdog
-from latentdiff.training.parallel import is_sharded
 from latentdiff.types import Batch, Guidance, Metric, Sampler
 
 PREFIX = "online/"
-
-
-class _AbandonedError(Exception):
-    """The run stops after this batch."""
 
 
 class OnlineMetrics(Callback):
@@ -125,15 +120,9 @@ class OnlineMetrics(Callback):
             _log(trainer).record(trainer, module, self._results(rows))
 
     def _generator(self, trainer: pl.Trainer, module: pl.LightningModule) -> Callable[[Batch], Tensor]:
-        def give_way(*_: object) -> None:
-            if stop_pending(trainer) and not is_sharded(module):  # sharded, the ranks sample together
-                raise _AbandonedError
-
         def generate(batch: Batch) -> Tensor:
-            pipeline = LatentPipeline(
-                denoiser=module.ema.model["denoiser"],
-                conditioner=module.ema.model["conditioner"],
-                codec=module.codec,
+            pipeline = averaged_pipeline(
+                module,
                 sampler=self.sampler,
                 grid=self.grid,
                 steps=self.steps,
@@ -141,7 +130,7 @@ class OnlineMetrics(Callback):
                 image_size=trainer.datamodule.image_size,
             )
             seeds = [image_seed(self.work.seed, batch.start + i) for i in range(len(batch))]
-            return pipeline.decode(pipeline.latents(batch, seeds, give_way), batch)
+            return pipeline.decode(pipeline.latents(batch, seeds, giving_way(trainer, module)), batch)
 
         return generate
 
@@ -167,7 +156,7 @@ class OnlineMetrics(Callback):
             batch = replace(samples(chunk), number=0, start=chunk.start, total=self.work.count)
             try:
                 images = images_for(batch)
-            except _AbandonedError:
+            except AbandonedError:
                 continue
             if number < len(chunks):
                 for name, measure in measures.items():
