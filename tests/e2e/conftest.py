@@ -248,6 +248,6 @@ def metrics() -> Callable[[Path], list[dict]]:
 
     def read(run_dir: Path) -> list[dict]:
         lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-        return [{key: value for key, value in line.items() if key != "images_per_second"} for line in lines]
+        return [{key: value for key, value in line.items() if "/" in key or key.endswith("_seen")} for line in lines]
 
     return read

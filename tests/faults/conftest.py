@@ -172,7 +172,7 @@ def stage_two(first_stage: Path) -> tuple[str, ...]:
 def losses(run_dir: Path) -> list[dict]:
     """The lines of metrics.jsonl; the speed, which is never the same twice, is left out."""
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in line.items() if name != "images_per_second"} for line in lines]
+    return [{name: value for name, value in line.items() if "/" in name or name.endswith("_seen")} for line in lines]
 
 
 def differences(a: Path, b: Path) -> list[str]:

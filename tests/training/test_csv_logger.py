@@ -1,4 +1,5 @@
 import csv
+import json
 
 import pytest
 import pytorch_lightning as pl
@@ -41,3 +42,20 @@ def test_nor_does_it_hide_that_the_run_was_stopped(autoencoder_module, batch, fi
     log = MetricsLog(run_dir=str(tmp_path), every=1)
     with pytest.raises(Stopped):
         fit(autoencoder_module(), [batch(i) for i in range(3)], log, Stop(), logger=logger)
+
+
+def test_a_resumed_run_goes_on_in_the_same_file(autoencoder_module, batch, fit, tmp_path):
+    """Also with a line that a killed process had not written, and without one that comes again."""
+    fit(autoencoder_module(), [batch(i) for i in range(3)], MetricsLog(run_dir=str(tmp_path), every=1))
+    module = autoencoder_module()
+    module.counters.batches_seen, module.counters.images_seen = 2, 8
+    folder = tmp_path / "csv" / "version_0"
+    folder.mkdir(parents=True)
+    (folder / "metrics.csv").write_text("images_seen,step\n4,1\n12,3\n")
+    own = CSVLogger(save_dir=str(tmp_path), name="csv", version=0)
+    fit(module, [batch(i) for i in range(2, 4)], MetricsLog(run_dir=str(tmp_path), every=1), logger=own)
+    with open(folder / "metrics.csv") as file:
+        rows = list(csv.DictReader(file))
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == ["1", "2", "3", "4"]
+    assert [float(row["train/nll"]) for row in rows] == [line["train/nll"] for line in lines]

@@ -10,18 +10,21 @@ from typing import TYPE_CHECKING
 from omegaconf import DictConfig, OmegaConf
 
 from latentdiff.app.processes import warn
+from latentdiff.checkpoint import store
 from latentdiff.config import allowlist
 from latentdiff.config.errors import InputError
-from latentdiff.config.instantiate import build
+from latentdiff.config.instantiate import build, load_config
 from latentdiff.evaluation.report import flattened
 
 if TYPE_CHECKING:
-    from pytorch_lightning.loggers import WandbLogger
+    from latentdiff.training.wandb_logger import WandbLogger
+
+COLUMNS = ["metric", "value", "standard deviation"]
 
 
 def check_logger(cfg: DictConfig) -> None:
     """Raises InputError for a logger that evaluate.py does not write to."""
-    from pytorch_lightning.loggers import WandbLogger
+    from latentdiff.training.wandb_logger import WandbLogger
 
     for name, node in (cfg.logger or {}).items():
         if node is not None and not issubclass(allowlist.resolve(node._target_), WandbLogger):
@@ -32,39 +35,51 @@ def check_logger(cfg: DictConfig) -> None:
 
 
 def to_wandb(cfg: DictConfig, found: Mapping[str, object], where: Path) -> None:
-    """One W&B run per logger: every number in its summary, the card as its configuration, and the PNG and HTML files in
-    ``where``, and the curves, as media.
+    """One W&B run per logger, in the group of the checkpoint's training unless another is given: every number in its
+    summary and in a table, the card as its configuration, and the PNG and HTML files in ``where``, and the curves, as
+    media.
 
     To be called by one process, when all files stand: a W&B that fails costs a warning.
 
     Args:
         found: what results.json holds.
     """
-    own = OmegaConf.merge(cfg, {"run_dir": str(where)})
-    for node in (own.logger or {}).values():
+    for name, node in (cfg.logger or {}).items():
         if node is not None:
             try:
-                _put(build(node), json.loads(json.dumps(found)), where)
-            except Exception as error:  # whatever W&B may raise: the results stand on disk
+                own = {"run_dir": str(where), "job_type": "evaluate", "group": node.group or _group(cfg, name)}
+                logger = build(OmegaConf.create({**OmegaConf.to_container(node), **own}))
+                _put(logger, json.loads(json.dumps(found)), where)
+            except (OSError, InputError) as error:
                 warn(f"W&B did not take the results ({type(error).__name__}: {error}); they are in '{where}'")
 
 
-def _put(logger: WandbLogger, found: Mapping[str, Mapping], where: Path) -> None:
-    import wandb
+def _group(cfg: DictConfig, logger: str) -> str | None:
+    """Of the training that made the checkpoint."""
+    if cfg.checkpoint is None:
+        return None
+    trained = load_config(store.resolve(cfg.checkpoint) / store.CONFIG)
+    return OmegaConf.select(trained, f"logger.{logger}.group") or trained.get("experiment")
 
-    run = logger.experiment
+
+def _put(logger: WandbLogger, found: Mapping[str, Mapping], where: Path) -> None:
+    logger.begin()
     try:
-        run.config.update({"card": found.get("card", {})})
-        spread = found.get("repeats", {}).get("sd", {})
-        parts = {"": found["results"], "controls.": found.get("controls", {}), "sd.": spread}
-        for prefix, results in parts.items():
-            for name, value in flattened(results, prefix):
-                if not isinstance(value, list):
-                    run.summary[name] = value
-        pictures = [*where.glob("*.png"), *where.glob("curves/*.png")]
-        media = {file.stem: wandb.Image(str(file)) for file in sorted(pictures)}
-        media |= {file.stem: wandb.Html(file.read_text(encoding="utf-8")) for file in sorted(where.glob("*.html"))}
-        if media:
-            run.log(media)
+        logger.log_config({"card": found.get("card", {})}, found.get("card", {}).get("environment", {}))
+        spread = dict(flattened(found.get("repeats", {}).get("sd", {})))
+        rows = [[name, value, spread.get(name)] for name, value in _numbers(found)]
+        logger.log_summary({name: value for name, value, _ in rows} | {f"sd.{name}": sd for name, sd in spread.items()})
+        pictures = sorted([*where.glob("*.png"), *where.glob("curves/*.png")])
+        logger.log_media(
+            pictures={file.stem: file for file in pictures},
+            pages={file.stem: file for file in sorted(where.glob("*.html"))},
+            tables={"metrics": {"columns": COLUMNS, "rows": rows}},
+        )
     finally:
-        run.finish()
+        logger.finalize("success")
+
+
+def _numbers(found: Mapping[str, Mapping]) -> list[tuple[str, object]]:
+    """Of the results and of their controls; without lists."""
+    every = [*flattened(found["results"]), *flattened(found.get("controls", {}), "controls.")]
+    return [(name, value) for name, value in every if not isinstance(value, list)]

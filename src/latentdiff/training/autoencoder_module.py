@@ -156,7 +156,8 @@ class AutoencoderModule(pl.LightningModule):
         logs |= self.autoencoder.bottleneck.after_batch(draws)
         self.ema.update(self.autoencoder)
         self.counters.advance(batch)
-        logs |= {"lr": trained[0].param_groups[0]["lr"], **self._watch_adversary(number, logs, batch.image[0].numel())}
+        rates = {name: one.param_groups[0]["lr"] for name, one in zip(("lr", "discriminator_lr"), trained)}
+        logs |= {**rates, **self._watch_adversary(number, logs, batch.image[0].numel())}
         self.log("train/nll", logs.pop("nll"), prog_bar=True, logger=False, batch_size=len(batch))
         self.log_dict({f"train/{k}": v for k, v in logs.items()}, logger=False, batch_size=len(batch))
 

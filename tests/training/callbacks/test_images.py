@@ -6,10 +6,15 @@ import torch
 from PIL import Image
 from pytorch_lightning.loggers.logger import DummyLogger
 
+from latentdiff.config.errors import InputError
 from latentdiff.diffusion.grids import Uniform
 from latentdiff.diffusion.guidance import ClassifierFree
 from latentdiff.diffusion.samplers.euler import Euler
 from latentdiff.generation.pipeline import LatentPipeline, to_uint8
+from latentdiff.metrics.caption_accuracy import CaptionAccuracy
+from latentdiff.metrics.features.random_conv import RandomConvFeatures
+from latentdiff.metrics.frechet import FrechetDistance
+from latentdiff.metrics.on_features import OnFeatures
 from latentdiff.training.callbacks.images import ReconstructionGrid, SampleGrid
 from latentdiff.training.callbacks.interruption import Interruption, Stopped
 
@@ -78,14 +83,66 @@ def test_samples_stand_beside_what_they_are_made_from(diffusion_module, batch, f
     assert Image.open(path).size == (3 * 20 + 4, 4 * 20 + 4)
 
 
-def test_loggers_that_take_images_get_the_file_by_batches_seen(autoencoder_module, batch, fit, tmp_path):
-    class Takes(DummyLogger):
-        def log_image(self, name, images, step):
-            self.taken = (name, images, step)
+class Takes(DummyLogger):
+    def log_picture(self, name, path, counters):
+        self.picture = (name, path, counters)
 
+    def log_table(self, name, columns, rows, counters):
+        self.table = (name, columns, rows, counters)
+
+
+def test_loggers_that_take_pictures_get_the_file_and_the_counters(autoencoder_module, batch, fit, tmp_path):
     logger = Takes()
     fit(autoencoder_module(), [batch()], ReconstructionGrid(run_dir=str(tmp_path)), logger=logger)
-    assert logger.taken == ("reconstructions", [str(tmp_path / "reconstructions/batch-00000001.png")], 1)
+    counters = {"batches_seen": 1, "images_seen": 4}
+    assert logger.picture == ("reconstructions", tmp_path / "reconstructions/batch-00000001.png", counters)
+
+
+PARTS = {"sampler": Euler(), "grid": Uniform(), "steps": 2, "guidance": ClassifierFree(scale=1.5)}
+
+
+class Brightness:
+    """A metric whose number of one image is its mean."""
+
+    def measure(self, images, batch):
+        return {"mean": images.double().mean((1, 2, 3)), "caption": batch.caption}
+
+    def result(self, rows):
+        words = rows.column("caption")[0].split()
+        return {"mean": float(rows.column("mean").mean()), **({"words": len(words)} if words else {})}
+
+
+def test_loggers_that_take_tables_get_a_row_per_image_with_its_scores(diffusion_module, batch, fit, tmp_path):
+    logger, val = Takes(), batch(9)
+    many = OnFeatures(features=RandomConvFeatures(), measures=[FrechetDistance()])  # says nothing of one image
+    grid = SampleGrid(run_dir=str(tmp_path), seed=5, scores={"bright": Brightness(), "many": many}, **PARTS)
+    fit(diffusion_module(), [batch(0)], grid, val=[val], logger=logger)
+    name, columns, rows, counters = logger.table
+    assert (name, counters["images_seen"]) == ("samples_table", 4)
+    assert columns == ["prompt", "seed", "guidance", "steps", "image", "bright.mean", "bright.words"]
+    assert [row[:4] for row in rows] == [[text, 5 + i, 1.5, 2] for i, text in enumerate(val.caption)]
+    for row in rows:
+        assert row[5] == pytest.approx(np.array(row[4]).mean())
+    assert [row[6] for row in rows] == [len(text.split()) or None for text in val.caption]
+
+
+def test_prompts_take_the_place_of_captions(diffusion_module, batch, fit, tmp_path):
+    logger = Takes()
+    prompts = ["one", "two", "three", "four"]
+    grid = SampleGrid(run_dir=str(tmp_path), prompts=prompts, **PARTS)
+    fit(diffusion_module(), [batch(0)], grid, val=[batch(9)], logger=logger)
+    assert [row[0] for row in logger.table[2]] == prompts
+
+
+def test_prompts_that_cannot_be_are_refused(diffusion_module, batch, fit, tmp_path):
+    with pytest.raises(InputError, match=r"samples\.prompts: this model reads no captions"):
+        SampleGrid(run_dir=str(tmp_path), prompts=["one"], captions=False, **PARTS)
+    grid = SampleGrid(run_dir=str(tmp_path), prompts=["one"] * 5, **PARTS)
+    with pytest.raises(InputError, match=r"samples\.prompts: 5 are given, there are 4 validation samples"):
+        fit(diffusion_module(), [batch(0)], grid, val=[batch(9)])
+    scored = SampleGrid(run_dir=str(tmp_path), scores={"captions": CaptionAccuracy()}, **PARTS)
+    with pytest.raises(InputError, match="caption accuracy reads images of the embedded world"):
+        fit(diffusion_module(), [batch(0)], scored, val=[batch(9)])
 
 
 def test_a_run_that_is_told_to_stop_samples_no_further(diffusion_module, batch, fit, tmp_path):

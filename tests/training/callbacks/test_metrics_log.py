@@ -54,6 +54,8 @@ def test_one_line_per_interval_and_per_validation(autoencoder_module, batch, fit
         else:
             assert {"train/nll", "train/kl", "train/lr", "train/grad_norm", "images_per_second"} <= names
             assert line["images_per_second"] > 0
+            assert 0.05 < line["memory_gib"] < 64
+            assert 0 <= line["data_wait"] <= 1
     assert [step for step, _ in recorder.calls] == [2, 3, 4, 6, 6]
     for line, (_, values) in zip(found, recorder.calls, strict=True):
         assert values == {name: value for name, value in line.items() if name != "batches_seen"}

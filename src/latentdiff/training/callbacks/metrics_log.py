@@ -1,4 +1,4 @@
-"""The run's record: ``metrics.jsonl``, the loggers, images per second, and the alarm for losses that are not finite."""
+"""The run's record: ``metrics.jsonl``, the loggers, what it costs, and the alarm for losses that are not finite."""
 
 from __future__ import annotations
 
@@ -13,11 +13,15 @@ import pytorch_lightning as pl
 import torch
 import torch.distributed as dist
 from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.profilers import PassThroughProfiler
 
 from latentdiff import durable
 from latentdiff.config.errors import RunError
 from latentdiff.training.callbacks.at_least import at_least_one
 from latentdiff.training.callbacks.refusal import not_fatal
+from latentdiff.training.cost_of_training import DataWait, peak_memory
+from latentdiff.training.record import FILE
+from latentdiff.training.run_loggers import GoesOn, that_take
 
 _log = logging.getLogger(__name__)
 
@@ -33,6 +37,10 @@ class MetricsLog(Callback):
     Values are means over the ranks. A resumed run drops the lines that were written after its checkpoint. Lines that
     the disk refuses wait in memory for the next; neither they nor a logger's files end the run.
 
+    Beside what the module logs there are, of the first rank and since the line before, ``images_per_second``,
+    ``data_wait`` (share of the time in which training waited for data; not under another profiler than Lightning's
+    default) and ``memory_gib`` (see ``cost_of_training.peak_memory``).
+
     Args:
         run_dir: where ``metrics.jsonl`` is written (rank 0 only).
         every: batches between lines.
@@ -40,15 +48,20 @@ class MetricsLog(Callback):
     """
 
     def __init__(self, *, run_dir: str, every: int = 50, echo: bool = False):
-        self.path = Path(run_dir) / "metrics.jsonl"
+        self.path = Path(run_dir) / FILE
         self.every, self.echo = at_least_one("log.every", every), echo
         self._since: tuple[float, int] | None = None
+        self._data_wait: DataWait | None = None
         self._validated_at = -1
         """Batches seen at the validation whose line stands already: resumed, a run may repeat it."""
         self._waiting: list[str] = []
         """Lines that the disk has not taken yet."""
         self._told: set[str] = set()
         """Of what it was said that the disk refuses it."""
+
+    def setup(self, trainer: pl.Trainer, module: pl.LightningModule, stage: str) -> None:
+        if type(trainer.profiler) is PassThroughProfiler:
+            trainer.profiler = self._data_wait = DataWait()
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         failure = None
@@ -61,22 +74,33 @@ class MetricsLog(Callback):
         self._validated_at, failure = trainer.strategy.broadcast((self._validated_at, failure))
         if failure is not None:
             raise RunError(failure)
+        for logger in that_take(trainer, GoesOn) if trainer.is_global_zero else ():
+            with not_fatal(type(logger).__name__, told=self._told):
+                logger.go_on(module.counters.batches_seen)
+        self._begin_interval(module)
+
+    def _begin_interval(self, module: pl.LightningModule) -> None:
         self._since = (time.perf_counter(), module.counters.images_seen)
+        if self._data_wait is not None:
+            self._data_wait.take()
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_index) -> None:
         if module.counters.batches_seen % self.every and not trainer.is_last_batch:
             return
-        now, images = time.perf_counter(), module.counters.images_seen
-        speed = (images - self._since[1]) / max(now - self._since[0], 1e-9)
-        self._since = (now, images)
+        seconds = max(time.perf_counter() - self._since[0], 1e-9)
+        speed = (module.counters.images_seen - self._since[1]) / seconds
+        costs = {"images_per_second": speed, "memory_gib": peak_memory(module.device)}
+        if self._data_wait is not None:
+            costs["data_wait"] = min(1.0, self._data_wait.take() / seconds)
+        self._begin_interval(module)
         module.log("images/s", speed, prog_bar=True, logger=False)
-        self._write(trainer, module, "train/", {"images_per_second": speed})
+        self._write(trainer, module, "train/", costs)
 
     def on_validation_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         if not trainer.sanity_checking:
             if module.counters.batches_seen != self._validated_at:
                 self._write(trainer, module, "val/", {})
-            self._since = (time.perf_counter(), module.counters.images_seen)
+            self._begin_interval(module)
 
     def record(self, trainer: pl.Trainer, module: pl.LightningModule, values: dict[str, float]) -> None:
         """A line of its own for values that are the same on all ranks; the time until now is none of training's.
@@ -86,7 +110,7 @@ class MetricsLog(Callback):
         bad = self._put(trainer, module, values)
         if bad and trainer.is_global_zero:
             _log.warning("%s not finite at batch %d", ", ".join(bad), module.counters.batches_seen)
-        self._since = (time.perf_counter(), module.counters.images_seen)
+        self._begin_interval(module)
 
     def holds(self, prefix: str, batches_seen: int) -> bool:
         """Whether the file has a line of that batch with names that begin so."""
