@@ -9,6 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from latentdiff.app.cached_run import FROZEN, identity
 from latentdiff.checkpoint import store
+from latentdiff.checkpoint.places import moved
 from latentdiff.config import allowlist
 from latentdiff.evaluation.card import checkpoint_identity
 
@@ -19,7 +20,7 @@ def model_identity(path: Path, config: DictConfig, weights: str) -> dict[str, ob
     Args:
         weights: "ema" or "model".
     """
-    return checkpoint_identity(path, weights=weights, ema=_average(path, config), text_encoders=_encoders(config))
+    return checkpoint_identity(path, weights=weights, ema=_average(path, config), text_encoders=_encoders(path, config))
 
 
 def _average(path: Path, config: DictConfig) -> Mapping[str, object]:
@@ -29,12 +30,12 @@ def _average(path: Path, config: DictConfig) -> Mapping[str, object]:
     return {} if decay is None else {"decay": decay}
 
 
-def _encoders(config: DictConfig) -> list[dict]:
+def _encoders(path: Path, config: DictConfig) -> list[dict]:
     """Settings of the encoders that the checkpoint does not hold, with the sha256 of files in place of their paths."""
     node = OmegaConf.select(config, "conditioner.module")
     if node is None:
         return []
-    plain = OmegaConf.to_container(node)
+    plain = moved(OmegaConf.to_container(node), store.read_manifest(path), path)
     return [identity(part) for part in plain.get("parts", {"": plain}).values() if _is_frozen(part)]
 
 

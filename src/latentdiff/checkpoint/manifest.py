@@ -13,6 +13,9 @@ MANIFEST = "manifest.json"
 KINDS = {"autoencoder": "stage one", "diffusion": "stage two", "classifier": "noisy classifier"}
 WEIGHTS: dict[str, str] = {"model": "model.safetensors", "ema": "ema.safetensors"}
 FORMAT = 2
+EXPORTED = "exported_from"
+"""Key of ``extra`` in a checkpoint that holds the averaged weights of another alone: the other's ``digest``, by which
+it stays known, its ``versions`` and ``saved_at``."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,8 @@ class Manifest:
     @property
     def digest(self) -> str:
         """Identity of the weights: sha256 over the sha256 of the model and of its average."""
+        if EXPORTED in self.extra:
+            return self.extra[EXPORTED]["digest"]
         listed = "".join(
             f"{part}:{self.files[name]['sha256']}\n" for part, name in WEIGHTS.items() if name in self.files
         )

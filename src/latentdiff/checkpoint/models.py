@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from latentdiff.checkpoint import store
 from latentdiff.checkpoint.foreign import reading as foreign
-from latentdiff.checkpoint.foreign.pipeline.places import check_text_encoder, moved
 from latentdiff.checkpoint.foreign.statistics import Statistics
+from latentdiff.checkpoint.places import check_text_encoder, first_stage_in, moved
 from latentdiff.config.errors import InputError
 from latentdiff.config.instantiate import build, load_config
 from latentdiff.diffusion.denoiser import Denoiser
@@ -68,7 +68,7 @@ def load_codec(path: str | Path, *, statistics: Statistics | None = None, weight
         found = foreign.read(path)
         known = statistics or found.chosen_statistics()
         return LatentCodec(autoencoder=found.autoencoder(), mean=known.mean, std=known.std)
-    path = store.resolve(path, prefer=("last", "best"))
+    path = store.resolve(first_stage_in(path), prefer=("last", "best"))
     store.read_manifest(path, expect_kind="autoencoder")
     store.verify(path)
     autoencoder = build(load_config(path / store.CONFIG).autoencoder)
@@ -100,7 +100,17 @@ def load_diffusion(path: str | Path, *, first_stage: str | None = None, weights:
     InputError where either is missing or damaged, or where the first stage is another than in training.
     """
     path, manifest = _opened(path, "diffusion")
-    where = Path(first_stage or moved(manifest.first_stage["path"], manifest, path))
+    where = first_stage_place(path, manifest, first_stage)
+    codec = load_codec(where, statistics=recorded_statistics(manifest.first_stage))
+    return DiffusionModel(codec=codec, **vars(_denoiser(path, manifest, weights)))
+
+
+def first_stage_place(path: Path, manifest: store.Manifest, given: str | None = None) -> Path:
+    """Of the first stage that the checkpoint at ``path`` was trained on: where it was then, or where it is ``given``.
+
+    Raises InputError where it is missing, or another than in training.
+    """
+    where = Path(given or moved(manifest.first_stage["path"], manifest, path))
     if not where.exists():
         raise InputError(
             f"the first stage of '{path}' is not at '{where}'; name its present place with first_stage.checkpoint=PATH "
@@ -112,8 +122,7 @@ def load_diffusion(path: str | Path, *, first_stage: str | None = None, weights:
             f"'{path}' was trained on the first stage {manifest.first_stage['hash'][:12]}, '{where}' is {digest[:12]}; "
             "name the right one with first_stage.checkpoint=PATH"
         )
-    codec = load_codec(where, statistics=recorded_statistics(manifest.first_stage))
-    return DiffusionModel(codec=codec, **vars(_denoiser(path, manifest, weights)))
+    return where
 
 
 def load_denoiser(path: str | Path) -> DenoiserModel:
@@ -161,7 +170,7 @@ def _identified(path: Path) -> tuple[Path, str]:
     """A first stage's place in full, and its identity."""
     if foreign.recognises(path):
         return path, foreign.digest(path)
-    path = store.resolve(path, prefer=("last", "best"))
+    path = store.resolve(first_stage_in(path), prefer=("last", "best"))
     return path, store.digest(path)
 
 
@@ -169,7 +178,7 @@ def _weights(path: Path, kind: str, part: store.Part) -> tuple[dict[str, Tensor]
     """And what their names begin with. Raises InputError where the checkpoint holds the average alone."""
     prefix, found = EMA_PREFIX if part == "ema" else _TRAINED[kind], store.load_weights(path, part)
     if part == "model" and not any(name.startswith(prefix) for name in found):
-        raise InputError(f"weights: '{path}' was imported and holds one set of weights alone; leave weights=ema")
+        raise InputError(f"weights: '{path}' holds one set of weights alone; leave weights=ema")
     return found, prefix
 
 

@@ -114,13 +114,13 @@ def _check_expressible(architecture: Architecture) -> None:
     if (first := architecture.channel_multipliers[0]) != 1:
         raise InputError(
             f"the first level of this autoencoder is {first} times as wide as its first convolution; in diffusers "
-            "both have one width, so it can only be exported to format=ldm"
+            "both have one width, so it can only be exported with --format ldm"
         )
     if architecture.codebook is None and architecture.embed_dim != architecture.z_channels:
         raise InputError(
             f"this autoencoder's latents have {architecture.embed_dim} channels and its encoder writes "
             f"{architecture.z_channels} (embed_dim, latent_channels); in diffusers' AutoencoderKL both are one number, "
-            "so it can only be exported to format=ldm"
+            "so it can only be exported with --format ldm"
         )
     if architecture.codebook is not None and not (architecture.quant_conv and architecture.post_quant_conv):
         raise InputError("diffusers' VQModel always has quant_conv and post_quant_conv, this autoencoder has not both")

@@ -65,7 +65,7 @@ def contents(autoencoder: Autoencoder, statistics: Statistics, *, prefix: str = 
     if architecture.norm_groups != LDM_GROUPS:
         raise InputError(
             f"the norms of this autoencoder have {architecture.norm_groups} groups, LDM's have {LDM_GROUPS} and no "
-            "option for it; export to format=diffusers, which has one"
+            "option for it; export with --format diffusers, which has one"
         )
     tensors = {prefix + name: value for name, value in published_weights(autoencoder).items()}
     metadata = {"format": "pt", MEAN: json.dumps(statistics.mean), STD: json.dumps(statistics.std)}
@@ -88,9 +88,8 @@ def _statistics(file: WeightsFile, channels: int) -> Statistics | None:
 
 
 def _notes(statistics: Statistics) -> list[str]:
-    factors = statistics.factors()
-    if factors is not None and factors[1] == 0.0:
-        return [f"LDM takes the scale from its own configuration: scale_factor: {factors[0]:.9g}"]
+    if statistics.is_one_scale:
+        return [f"LDM takes the scale from its own configuration: scale_factor: {1 / statistics.std[0]:.9g}"]
     return [
         "LDM scales all latent channels by one factor and shifts none; the statistics per channel are in the file's "
         f"metadata ({MEAN}, {STD}), which LDM does not read"

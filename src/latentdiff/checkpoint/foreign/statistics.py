@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from latentdiff.config.errors import InputError
+from latentdiff.models.autoencoder.codec import LatentCodec
 
 LARGEST = 1e38
 """What float32 holds, rounded down."""
@@ -26,12 +27,23 @@ class Statistics:
             return None
         return 1.0 / self.std[0], self.mean[0]
 
+    @property
+    def is_one_scale(self) -> bool:
+        """Whether one factor says them, as Stable Diffusion's does."""
+        factors = self.factors()
+        return factors is not None and factors[1] == 0.0
+
     def is_near(self, other: Statistics) -> bool:
         """Equal as float32, which the codec keeps them in."""
         ours, theirs = (*self.mean, *self.std), (*other.mean, *other.std)
         return len(ours) == len(theirs) and all(
             math.isclose(a, b, rel_tol=1e-6, abs_tol=1e-9) for a, b in zip(ours, theirs)
         )
+
+
+def statistics_of(codec: LatentCodec) -> Statistics:
+    """What a codec whitens with."""
+    return Statistics(tuple(codec.mean.flatten().tolist()), tuple(codec.std.flatten().tolist()))
 
 
 def chosen(

@@ -45,11 +45,12 @@ def peer(request, peers) -> Peer:
 
 @pytest.fixture
 def theirs() -> Callable[..., tuple[Tensor, Tensor]]:
-    """``theirs(pipeline)``: latents and images in [0, 1] of diffusers, from the noise that ``ours`` starts from."""
+    """``theirs(pipeline, scale)``: latents and images in [0, 1] of diffusers, from the noise that ``ours`` starts
+    from."""
 
-    def sample(pipeline) -> tuple[Tensor, Tensor]:
+    def sample(pipeline, *, scale: float = SCALE) -> tuple[Tensor, Tensor]:
         noise = seeded_noise(SEEDS, "start", (4, SIDE // 2, SIDE // 2))
-        settings = {"num_inference_steps": STEPS, "guidance_scale": SCALE, "height": SIDE, "width": SIDE}
+        settings = {"num_inference_steps": STEPS, "guidance_scale": scale, "height": SIDE, "width": SIDE}
         return tuple(pipeline(PROMPTS, latents=noise, output_type=kind, **settings).images for kind in ("latent", "pt"))
 
     return sample

@@ -11,12 +11,13 @@ import torch
 from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 
-from latentdiff.app.export import export
+from latentdiff.app.export_work import export
+from latentdiff.app.foreign_export import Options
 from latentdiff.app.import_model import import_model
 from latentdiff.checkpoint import store
-from latentdiff.checkpoint.foreign.pipeline.places import moved
 from latentdiff.checkpoint.foreign.pipeline.whole import Told
 from latentdiff.checkpoint.models import load_diffusion
+from latentdiff.checkpoint.places import moved
 from latentdiff.config.instantiate import build
 from latentdiff.types import Batch
 
@@ -69,7 +70,7 @@ def test_a_single_file_goes_out_and_comes_back(peer, imported: Path, theirs, our
     from diffusers import StableDiffusionPipeline
 
     file = tmp_path / "sd.safetensors"
-    export(imported, file, form="ldm", single_file=True)
+    export(imported, file, form="ldm", options=Options(single_file=True))
     prefix = {1: "cond_stage_model.transformer.text_model.", 2: "cond_stage_model.model."}[peer.version]
     assert any(name.startswith(prefix) for name in load_file(file))
     expected_latents, expected = theirs(peer.pipeline)
@@ -123,7 +124,7 @@ def their_ids(pipeline, captions: list[str]) -> torch.Tensor:
 def test_only_weights_of_the_penultimate_block_are_left_out(peers, tmp_path: Path) -> None:
     """A single file of SD 2 has a block behind the one that is read; a pipeline of diffusers has not."""
     import_model(peers[2].folder, tmp_path / "model", Told())
-    export(tmp_path / "model", tmp_path / "sd.safetensors", form="ldm", single_file=True)
+    export(tmp_path / "model", tmp_path / "sd.safetensors", form="ldm", options=Options(single_file=True))
     tensors = load_file(tmp_path / "sd.safetensors")
     name = "cond_stage_model.model.transformer.resblocks.2.mlp.c_proj.weight"
     assert tensors[name].abs().max() == 0
@@ -154,3 +155,91 @@ def test_a_moved_folder_names_its_parts_where_they_are(peers, tmp_path: Path) ->
     assert store.digest(first) == manifest.first_stage["hash"]
     assert moved("elsewhere", manifest, checkpoint) == "elsewhere"
     assert moved(str(tmp_path / "models"), manifest, checkpoint) == str(tmp_path / "models")
+
+
+MEAN, STD = [0.3, -0.2, 0.5, 0.0], [2.0, 0.7, 1.5, 1.1]
+"""Of latents, a shift and a scale for each channel."""
+
+
+def whitened(folder: Path, prediction: str, *, zero_snr: bool = False) -> Path:
+    """An imported model with latents and a prediction as training here makes them."""
+    first, second = folder / "first_stage", store.resolve(folder)
+    store.save(
+        first,
+        kind="autoencoder",
+        model={"latent_mean": torch.tensor(MEAN), "latent_std": torch.tensor(STD)},
+        ema=store.load_weights(first, "ema"),
+        config=store.load_config(first),
+        counters=store.read_manifest(first).counters,
+    )
+    config, manifest = OmegaConf.create(store.load_config(second)), store.read_manifest(second)
+    for node in (config.diffusion, config.task.denoiser):
+        node.parameterization._target_ = f"latentdiff.diffusion.parameterization.{prediction}"
+        node.path.zero_terminal_snr = zero_snr
+    if zero_snr:
+        config.sampler.grid = {"_target_": "latentdiff.diffusion.grids.Trailing"}
+    store.save(
+        second,
+        kind="diffusion",
+        model={},
+        ema=store.load_weights(second, "ema"),
+        config=OmegaConf.to_yaml(config),
+        counters=manifest.counters,
+        first_stage={"path": str(first), "hash": store.digest(first)},
+        latent=manifest.latent,
+        extra=manifest.extra,
+    )
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("prediction", "zero_snr"),
+    [
+        ("Epsilon", False),
+        ("V", True),
+        *(pytest.param(*each, marks=pytest.mark.slow) for each in (("V", False), ("Sample", False), ("Sample", True))),
+    ],
+)
+def test_an_exported_pipeline_makes_the_images_that_we_make(
+    peers, theirs, ours, tmp_path: Path, prediction: str, zero_snr: bool
+) -> None:
+    """Whitened latents, every prediction, without guidance and with it."""
+    from diffusers import DiffusionPipeline
+
+    import_model(peers[1].folder, tmp_path / "model", Told())
+    run = whitened(tmp_path / "model", prediction, zero_snr=zero_snr)
+    assert export(run, tmp_path / "sd", form="diffusers").what == "pipeline"
+    read = DiffusionPipeline.from_pretrained(str(tmp_path / "sd"))
+    read.set_progress_bar_config(disable=True)
+    assert read.vae.config.scaling_factor == 1.0
+    model = load_diffusion(run)
+    images = []
+    for scale in (1.0, 5.0):
+        model.config.guidance.scale = scale
+        (latents, image), (expected_latents, expected) = ours(model), theirs(read, scale=scale)
+        torch.testing.assert_close(latents, expected_latents, rtol=1e-5, atol=2e-4)
+        torch.testing.assert_close(image, expected, **TOLERANCE)
+        assert image.std() > 0.1
+        images.append(image)
+    assert (images[0] - images[1]).abs().max() > 0.01
+
+
+def test_a_single_file_holds_whitened_latents_at_stable_diffusions_scale(peers, ours, tmp_path: Path) -> None:
+    import_model(peers[1].folder, tmp_path / "model", Told())
+    run = whitened(tmp_path / "model", "Epsilon")
+    export(run, tmp_path / "sd.safetensors", form="ldm", options=Options(single_file=True))
+    import_model(tmp_path / "sd.safetensors", tmp_path / "again", Told(scale=0.18215))
+    (_, image), (_, again) = ours(load_diffusion(run)), ours(load_diffusion(tmp_path / "again"))
+    torch.testing.assert_close(again, image, **TOLERANCE)
+
+
+def test_a_folder_of_ours_brings_its_text_encoder(peers, tmp_path: Path) -> None:
+    """Without the place where CLIP's weights were in training."""
+    import_model(peers[1].folder, tmp_path / "model", Told())
+    before = load_diffusion(tmp_path / "model").conditioner(batch()).tokens
+    assert export(tmp_path / "model", tmp_path / "ours", form="latentdiff").notes == []
+    (tmp_path / "model").rename(tmp_path / "gone")
+    after = load_diffusion(tmp_path / "ours")
+    assert torch.equal(after.conditioner(batch()).tokens, before)
+    assert after.config.task.conditioner.weights == "./text_encoder/weights.safetensors"
+    assert str(tmp_path) not in (after.path / store.CONFIG).read_text()

@@ -19,6 +19,9 @@ PATHS = {"linear": LinearDDPM, "scaled_linear": ScaledLinearDDPM}
 PREDICTIONS = {"epsilon": "Epsilon", "v_prediction": "V", "sample": "Sample"}
 """diffusers' ``prediction_type`` -> class in ``diffusion.parameterization``."""
 
+SPACINGS = {"leading": "Leading", "trailing": "Trailing", "linspace": "Linspace"}
+"""diffusers' ``timestep_spacing`` -> class in ``diffusion.grids``."""
+
 SCHEDULER = "scheduler_config.json"
 SD_BETAS = {"beta_start": 0.00085, "beta_end": 0.012}
 """Of LDM's text-to-image model and all of Stable Diffusion, scaled linear."""
@@ -77,6 +80,15 @@ class Schedule:
     def parameterization(self) -> dict[str, object]:
         """Node of the parameterization."""
         return {"_target_": f"latentdiff.diffusion.parameterization.{PREDICTIONS[self.prediction]}"}
+
+    @property
+    def spacing(self) -> str:
+        """The grid's name, in small letters; diffusers knows those of ``SPACINGS``."""
+        return str(self.grid.get("_target_", "")).rpartition(".")[2].lower()
+
+    @property
+    def is_leading(self) -> bool:
+        return self.spacing == "leading"
 
     def tables(self) -> tuple[Tensor, Tensor]:
         """betas and alphas_cumprod (N,), float32, as LDM keeps them; alphas_cumprod[i] is alpha^2 at entry i."""
@@ -149,9 +161,7 @@ def of_nodes(path: Mapping, parameterization: Mapping, grid: Mapping) -> Schedul
 
 def describe(schedule: Schedule) -> dict[str, object]:
     """``scheduler_config.json`` of diffusers' DDIM."""
-    grid = schedule.grid
-    spacing = str(grid.get("_target_", "")).rpartition(".")[2].lower()
-    is_leading = spacing == "leading"
+    grid, is_leading = schedule.grid, schedule.is_leading
     return {
         "_class_name": "DDIMScheduler",
         "beta_start": schedule.beta_start,
@@ -163,7 +173,7 @@ def describe(schedule: Schedule) -> dict[str, object]:
         "rescale_betas_zero_snr": schedule.zero_terminal_snr,
         "set_alpha_to_one": grid.get("end_at_data", True) if is_leading else True,
         "steps_offset": grid.get("steps_offset", 1) if is_leading else 0,
-        "timestep_spacing": "leading" if is_leading else "trailing",
+        "timestep_spacing": schedule.spacing if schedule.spacing in SPACINGS else "trailing",
     }
 
 
@@ -173,7 +183,7 @@ def _leading(steps_offset: int = 1, end_at_data: bool = False) -> dict[str, obje
 
 def _grid(config: dict) -> dict[str, object]:
     if config["timestep_spacing"] != "leading":
-        return {"_target_": _GRIDS + {"trailing": "Trailing", "linspace": "Linspace"}[config["timestep_spacing"]]}
+        return {"_target_": _GRIDS + SPACINGS[config["timestep_spacing"]]}
     # from entry 0 to itself DDIM does not move: there the grid goes on to the data
     return _leading(config["steps_offset"], bool(config["set_alpha_to_one"]) or config["steps_offset"] == 0)
 
@@ -200,7 +210,7 @@ def _check(config: dict, path: Path) -> None:
         faults.append(("trained_betas", "none"))
     if config["prediction_type"] not in list(PREDICTIONS):
         faults.append(("prediction_type", " or ".join(PREDICTIONS)))
-    if config["timestep_spacing"] not in ("leading", "trailing", "linspace"):
+    if config["timestep_spacing"] not in list(SPACINGS):
         faults.append(("timestep_spacing", "leading, trailing or linspace"))
     if type(config["num_train_timesteps"]) is not int or config["num_train_timesteps"] < 3:
         faults.append(("num_train_timesteps", "a whole number of at least 3"))

@@ -11,7 +11,7 @@ from latentdiff.checkpoint.foreign.architecture import Foreign
 from latentdiff.checkpoint.foreign.pipeline import schedule as schedules
 from latentdiff.checkpoint.foreign.pipeline.schedule import Schedule
 from latentdiff.checkpoint.foreign.pipeline.whole import Told, Whole
-from latentdiff.checkpoint.foreign.statistics import Statistics
+from latentdiff.checkpoint.foreign.statistics import Statistics, statistics_of
 from latentdiff.checkpoint.foreign.text import hf, single_file, tokenizer
 from latentdiff.checkpoint.foreign.text.architecture import ForeignText
 from latentdiff.checkpoint.foreign.unet import ldm as unet_ldm
@@ -142,9 +142,8 @@ def contents(unet: UNet, codec: LatentCodec, text: ForeignText, schedule: Schedu
 
     Raises InputError where LDM has no such UNet or first stage.
     """
-    statistics = Statistics(tuple(codec.mean.flatten().tolist()), tuple(codec.std.flatten().tolist()))
     parts = [unet_ldm.contents(unet, prefix=unet_ldm.PREFIX)]
-    parts.append(ldm.contents(codec.autoencoder, statistics, prefix=ldm.PREFIX))
+    parts.append(ldm.contents(codec.autoencoder, statistics_of(codec), prefix=ldm.PREFIX))
     parts.append(single_file.contents(text))
     betas, table = schedule.tables()
     said = {PREDICTION: schedule.prediction} | ({} if size is None else {SIZE: str(size)})

@@ -9,12 +9,13 @@ from omegaconf import OmegaConf
 
 from latentdiff import durable
 from latentdiff.checkpoint import store
-from latentdiff.checkpoint.foreign.node import node as autoencoder_node
-from latentdiff.checkpoint.foreign.pipeline.places import CHECKPOINT, FIRST_STAGE, ROOT, TEXT_ENCODER
+from latentdiff.checkpoint.foreign.backbones import AVERAGED
 from latentdiff.checkpoint.foreign.pipeline.whole import Whole
+from latentdiff.checkpoint.foreign.saving import save_first_stage
 from latentdiff.checkpoint.foreign.text import open_clip
 from latentdiff.checkpoint.foreign.unet.node import node as unet_node
 from latentdiff.checkpoint.foreign.weights import check_names
+from latentdiff.checkpoint.places import CHECKPOINT, FIRST_STAGE, ROOT, TEXT_ENCODER
 
 STEPS, GUIDANCE_SCALE = 50, 7.5
 """Of Stable Diffusion's own sampling."""
@@ -22,7 +23,6 @@ DROPPED = 0.1
 """Share of the captions that training left out (Stable Diffusion 1.2 and later, 2)."""
 
 _COUNTERS = dict.fromkeys(store.COUNTERS, 0)
-_AVERAGED = "ema.model."
 
 
 def write(model: Whole, dest: Path) -> None:
@@ -31,7 +31,13 @@ def write(model: Whole, dest: Path) -> None:
     root = dest.resolve()
     backbone = unet_node(model.unet.architecture, model.unet.path)
     with durable.new_directory(dest) as staged:
-        _write_first_stage(model, staged / FIRST_STAGE)
+        save_first_stage(
+            model.first_stage,
+            model.statistics,
+            staged / FIRST_STAGE,
+            data=_data(model.size),
+            extra={"imported_from": str(model.path)},
+        )
         with durable.new_directory(staged / TEXT_ENCODER) as folder:
             name = open_clip.write(model.text, folder)
         conditioner = {
@@ -56,30 +62,11 @@ def write(model: Whole, dest: Path) -> None:
         )
 
 
-def _write_first_stage(model: Whole, place: Path) -> None:
-    found = model.first_stage
-    weights = found.autoencoder().state_dict()
-    config = {"autoencoder": autoencoder_node(found.architecture), "data": _data(model.size)}
-    store.save(
-        place,
-        kind="autoencoder",
-        model={
-            "latent_mean": torch.tensor(model.statistics.mean),
-            "latent_std": torch.tensor(model.statistics.std),
-        },
-        ema={_AVERAGED + name: value for name, value in weights.items()},
-        config=OmegaConf.to_yaml(OmegaConf.create(config)),
-        counters=_COUNTERS,
-        latent=found.architecture.latent,
-        extra={"imported_from": str(found.path)},
-    )
-
-
 def _backbone_weights(model: Whole) -> dict[str, torch.Tensor]:
     """In the precision of the file."""
     own = model.unet.architecture.on_meta().state_dict()
     check_names(own, model.unet.weights, model.unet.path, "the UNet")
-    return {f"{_AVERAGED}denoiser.backbone.{name}": model.unet.weights[name] for name in own}
+    return {f"{AVERAGED}{name}": model.unet.weights[name] for name in own}
 
 
 def _config(model: Whole, backbone: dict, conditioner: dict) -> dict:

@@ -125,8 +125,8 @@ def of_conditioner(conditioner: OpenClipText, path: Path) -> ForeignText:
         or clip.attn_mask is None
     ):
         raise InputError(
-            f"the text encoder of '{path}' is none of plain CLIP's, which other programs' formats hold; format=ldm "
-            "without --single-file writes the UNet alone"
+            f"the text encoder of '{path}' is none of plain CLIP's, the kind that is written; --unet-only writes the "
+            "UNet alone"
         )
     heads = blocks[0].attn.num_heads
     architecture = infer(found, path, heads=heads, quick_gelu=activations == {"QuickGELU"})

@@ -127,24 +127,24 @@ def _check_expressible(architecture: UNetArchitecture) -> None:
     if (first := architecture.channel_multipliers[0]) != 1:
         raise InputError(
             f"the first level of this UNet is {first} times as wide as its first convolution; in diffusers both have "
-            "one width, so it can only be exported to format=ldm"
+            "one width, so it can only be exported with --format ldm"
         )
     if architecture.context_dim is not None:
         if architecture.resblock_updown:
             raise InputError(
                 "diffusers' blocks with cross-attention halve and double with convolutions, this UNet with residual "
-                "blocks (resblock_updown); it can only be exported to format=ldm"
+                "blocks (resblock_updown); it can only be exported with --format ldm"
             )
         return
     if architecture.vector_dim is not None:
         raise InputError(
             f"diffusers' {WITHOUT}, the one without context, reads no vector (vector_dim); this UNet can only be "
-            "exported to format=ldm"
+            "exported with --format ldm"
         )
     if len({w for w in architecture.head_widths if w}) > 1 and not set(architecture.heads) <= {0, 1}:
         raise InputError(
             f"diffusers' {WITHOUT} has one width of heads for all levels, this UNet has {architecture.head_widths}; "
-            "it can only be exported to format=ldm"
+            "it can only be exported with --format ldm"
         )
 
 

@@ -63,7 +63,7 @@ def contents(unet: UNet, *, prefix: str = "") -> Contents:
     if architecture.norm_groups != LDM_GROUPS:
         raise InputError(
             f"the norms of this UNet have {architecture.norm_groups} groups, LDM's have {LDM_GROUPS} and no option for "
-            "it; export to format=diffusers, which has one"
+            "it; export with --format diffusers, which has one"
         )
     tensors = {prefix + name: value for name, value in unet.state_dict().items()}
     metadata = {"format": "pt", HEADS: json.dumps(architecture.heads)}
