@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 from torch import Tensor, nn
 
-from latentdiff.app import sample, schema
+from latentdiff.app import sample, sample_images, sample_record, schema
 from latentdiff.app.generate import Generator
 from latentdiff.config.compose import compose
 from latentdiff.config.errors import InputError
@@ -59,6 +61,7 @@ class Gaussian(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.path, self.parameterization = RectifiedFlow(), Sample()
+        self.backbone = SimpleNamespace(factor=2)
         self.weight = nn.Parameter(torch.zeros(()))
 
     def denoise(self, x_t: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
@@ -73,8 +76,12 @@ class Keeping:
 
     def __init__(self) -> None:
         self.seen: list[Batch] = []
+        self.limit: int | None = None
 
     def __call__(self, batch: Batch, codec: object = None, draws: object = None) -> Conditioning:
+        """Raises RuntimeError beyond ``limit`` batches."""
+        if len(self.seen) == self.limit:
+            raise RuntimeError("no more")
         self.seen.append(batch)
         lengths = [len(caption) / 20 for caption in batch.caption or [""] * len(batch)]
         return Conditioning(vector=torch.tensor(lengths)[:, None])
@@ -86,17 +93,25 @@ class Keeping:
         return [(caption, len(caption)) for caption in captions if len(caption) > 20]
 
 
+@functools.cache
+def composed() -> DictConfig:
+    schema.register()
+    cfg, faults = compose(CONFIGS, "sample", ["checkpoint=here", "trainer=cpu", "seeds=[0,1]"])
+    assert faults == []
+    return cfg
+
+
 class Programme:
     """sample.py on that generator; ``conditioner`` is the checkpoint's configuration of it."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
         self.home, self.conditioner, self.guidance = home, Keeping(), Unguided()
-        schema.register()
-        self.cfg, faults = compose(CONFIGS, "sample", ["checkpoint=here", "trainer=cpu", "seeds=[0,1]"])
-        assert faults == []
+        self.cfg = composed()
         monkeypatch.setattr(sample.store, "resolve", lambda *_, **__: home)
-        monkeypatch.setattr(sample.store, "read_manifest", lambda *_, **__: None)
-        monkeypatch.setattr(sample, "load_generator", lambda *_: self.generator)
+        monkeypatch.setattr(sample.store, "read_manifest", lambda *_: SimpleNamespace(kind="diffusion"))
+        monkeypatch.setattr(sample, "load_generator", lambda *_, **__: self.generator)
+        monkeypatch.setattr(sample.run_record, "keep", lambda *_, **__: None)
+        monkeypatch.setattr(sample_record, "model_identity", lambda *_: {"digest": "d"})
 
     def __call__(self, reads: dict, **given: object) -> Path:
         """The run directory."""
@@ -110,11 +125,12 @@ class Programme:
             "guidance": self.guidance,
             "image_size": SIZE,
         }
-        config = OmegaConf.create({"conditioner": reads, "data": {"module": {"class_names": ["box", "ring"]}}})
+        own = {"sampler": {"steps": 10}, "guidance": {"scale": 1.0}, "conditioner": reads}
+        config = OmegaConf.create({**own, "data": {"module": {"class_names": ["box", "ring"]}}})
         self.generator = Generator(LatentPipeline(**parts), config, None)
-        out = self.home / f"run{len(list(self.home.glob('run*')))}"
-        sample.run(OmegaConf.merge(self.cfg, {"run_dir": str(out), **given}))
-        return out
+        given = {"run_dir": str(self.home / f"run{len(list(self.home.glob('run*')))}"), **given}
+        sample.run(OmegaConf.merge(self.cfg, given))
+        return Path(given["run_dir"])
 
     @property
     def batch(self) -> Batch:
@@ -171,7 +187,8 @@ def text(path: Path) -> dict[str, str]:
 
 def test_a_model_without_a_condition_needs_seeds_alone(programme: Programme) -> None:
     out = programme({})
-    assert sorted(path.name for path in out.iterdir()) == ["0000-seed0.png", "0001-seed1.png", "grid.png"]
+    files = ["0000-seed0.png", "0001-seed1.png", "grid.png", "samples.json"]
+    assert sorted(path.name for path in out.iterdir()) == files
     assert set(text(out / "0000-seed0.png")) == {"seed", "latentdiff"}
     batch = programme.batch
     assert (batch.caption, batch.label, batch.image, batch.mask) == (None,) * 4
@@ -197,11 +214,12 @@ def test_a_negative_prompt_keeps_the_other_conditions(programme: Programme, file
     assert torch.equal(cond.image, negative.image)
 
 
-def test_prompts_beyond_the_limit_are_named_before_sampling(programme: Programme, caplog) -> None:
+def test_prompts_beyond_the_limit_are_named_once(programme: Programme, capsys) -> None:
     programme({"reads_captions": True}, prompt=["short", "this one is much too long"])
-    assert [record.getMessage() for record in caplog.records if "too long" in record.getMessage()] == [
-        "the model does not read the end of prompts that are too long: 'this one is much too long' (25 tokens)"
-    ]
+    assert capsys.readouterr().err == (
+        "warning: the model does not read the end of prompts that are too long: 'this one is much too long' "
+        "(25 tokens)\n"
+    )
 
 
 def test_image_to_image(programme: Programme, files: dict[str, str]) -> None:
@@ -287,7 +305,8 @@ def test_an_image_is_the_same_in_any_batch(programme: Programme, files: dict[str
     apart = programme({}, **given, batch_size=1)
     for path in sorted(together.glob("0*.png")):
         assert np.abs(pixels(path) - pixels(apart / path.name)).max() <= 1
-        assert text(path) == text(apart / path.name)
+        one, other = ({**text(each), "latentdiff": None} for each in (path, apart / path.name))
+        assert one == other
 
 
 WRONG = {
@@ -320,6 +339,13 @@ WRONG = {
     ),
     "a hole in a list": ({"reads_captions": True}, {"prompt": ["a", None]}, "prompt: expected one value, or a list"),
     "no prompts": ({"reads_captions": True}, {"prompt": []}, "prompt: expected one value, or a list"),
+    "no size": ({}, {"size": "big"}, "size: expected pixels of a side, or .* got big"),
+    "three sides": ({}, {"size": [8, 8, 8]}, "size: expected pixels of a side"),
+    "no multiple": ({}, {"size": [16, 18]}, "size: expected multiples of 4 .* got 16x18"),
+    "text for seeds": ({}, {"seeds": ["a"]}, "seeds: expected whole numbers, e.g. .* got 'a'"),
+    "half a seed": ({}, {"seeds": 0.5}, "seeds: expected whole numbers, e.g. .* got 0.5"),
+    "other weights": ({}, {"weights": "raw"}, "weights: expected one of ema, model, got 'raw'"),
+    "no checkpoint": ({}, {"checkpoint": None}, "checkpoint: which one"),
     "no seeds": ({}, {"seeds": []}, "seeds: at least one"),
     "no batch": ({}, {"batch_size": 0}, "batch_size: expected at least 1, got 0"),
     "missing file": ({}, {"image": "no/such.png", "strength": 0.5}, "there is no file 'no/such.png'"),
@@ -336,8 +362,8 @@ WRONG = {
         {"image": "@image", "mask": "@narrow"},
         "narrow.png' is 16x16 pixels, its image 20x16",
     ),
-    "nothing to make": ({}, {"image": "@image", "mask": "@empty"}, "has no white inside the centre square"),
-    "white outside": ({}, {"image": "@image", "mask": "@edge"}, "has no white inside the centre square"),
+    "nothing to make": ({}, {"image": "@image", "mask": "@empty"}, "has no white inside the centre part"),
+    "white outside": ({}, {"image": "@image", "mask": "@edge"}, "has no white inside the centre part"),
     "jump too long": (
         {},
         {"image": "@image", "mask": "@mask", "repaint": {"jump_length": 10}},
@@ -350,12 +376,12 @@ WRONG = {
     "too large": (
         {"conditions": SMALL},
         {"image": "@large"},
-        "large.png' is 17 pixels high or wide; expected a small image: 4 pixels, or up to the 16",
+        "large.png' is 17x40 pixels; expected a small image: 4x4 pixels, or up to the 16x16",
     ),
     "too small": (
         {"conditions": SMALL},
         {"image": "@tiny"},
-        "tiny.png' is 3 pixels high or wide; expected a small image",
+        "tiny.png' is 3x3 pixels; expected a small image",
     ),
     "white strokes on a layer": ({}, {"image": "@image", "mask": "@layer"}, "layer.png' has transparency"),
     "no map at all": ({"conditions": MAPS}, {"map": "@text"}, "text.png' cannot be used: it is no PNG"),
@@ -390,9 +416,67 @@ def test_refused_before_anything_is_made(
 def test_pasting_leaves_batches_without_a_hole_alone() -> None:
     images = torch.randint(0, 256, (2, 3, 4, 4), dtype=torch.uint8)
     batch = Batch(keys=["a", "b"], image=255 - images)
-    assert torch.equal(sample.pasted(images, batch), images)
+    assert torch.equal(sample_images.pasted(images, batch), images)
     mask = torch.zeros(2, 1, 4, 4, dtype=torch.uint8)
     mask[:, :, 1] = 1
-    got = sample.pasted(images, replace(batch, mask=mask))
+    got = sample_images.pasted(images, replace(batch, mask=mask))
     assert torch.equal(got[:, :, 1], images[:, :, 1])
     assert torch.equal(got[:, :, [0, 2, 3]], 255 - images[:, :, [0, 2, 3]])
+
+
+def test_images_are_written_batch_by_batch_and_not_made_again(programme: Programme, files: dict[str, str]) -> None:
+    given = {"prompt": ["a", "bb", "ccc"], "batch_size": 2, "run_dir": str(programme.home / "kept")}
+    conditioned, programme.conditioner.limit = programme.conditioner, 1
+    with pytest.raises(RuntimeError, match="no more"):
+        programme({"reads_captions": True}, **given)
+    out = Path(given["run_dir"])
+    first = ["0000-seed0.png", "0001-seed1.png"]
+    assert sorted(path.name for path in out.iterdir()) == [*first, "samples.json"]
+    before = [(out / name).stat().st_mtime_ns for name in first]
+    conditioned.seen.clear()
+    conditioned.limit = None
+    programme({"reads_captions": True}, **given)
+    assert [batch.caption for batch in conditioned.seen] == [["bb", "bb"], ["ccc", "ccc"]]
+    assert [(out / name).stat().st_mtime_ns for name in first] == before
+    assert len(list(out.glob("0*.png"))) == 6
+    with pytest.raises(InputError, match=r'holds images made otherwise: images.0000-seed0.png.prompt = "a" there, "d"'):
+        programme({"reads_captions": True}, **{**given, "prompt": ["d", "bb", "ccc"]})
+
+
+def test_what_stands_without_a_record_is_left(programme: Programme, tmp_path: Path) -> None:
+    picture(tmp_path, "0001-seed1.png", np.zeros((2, 2, 3), np.uint8))
+    with pytest.raises(InputError, match=r"holds a '0001-seed1.png' and no samples\.json"):
+        programme({}, run_dir=str(tmp_path))
+    assert pixels(tmp_path / "0001-seed1.png").shape == (2, 2, 3)
+    assert not (tmp_path / "samples.json").exists()
+
+
+def test_the_grid_has_a_limit(programme: Programme, capsys) -> None:
+    out = programme({}, seeds=list(range(70)), batch_size=35)
+    assert capsys.readouterr().out == f"70 images and grid.png of the first 64 in {out}\n"
+    assert pixels(out / "grid.png").shape[1] == 8 * (128 + 4) + 4
+    assert np.array_equal(shown(out, 7), pixels(out / "0007-seed7.png"))
+    assert len(json.loads((out / "samples.json").read_text())["images"]) == 70
+
+
+def test_a_trajectory_of_each_scene(programme: Programme) -> None:
+    out = programme({"reads_captions": True}, prompt=["a", "bb"], trajectory=True, batch_size=3)
+    moving = sorted(path.name for path in out.glob("trajectory-*.png"))
+    assert moving == ["trajectory-0000.png", "trajectory-0002.png", "trajectory-0003.png"]  # batches of 3, scenes of 2
+    with Image.open(out / "trajectory-0003.png") as opened:
+        opened.seek(opened.n_frames - 1)
+        last = np.asarray(opened.convert("RGB")).astype(int)[4:132:8, 4:132:8]
+    assert np.array_equal(last, pixels(out / "0003-seed1.png"))
+
+
+def test_other_sizes(programme: Programme, files: dict[str, str]) -> None:
+    out = programme({"conditions": MASKS | SIZES}, image=files["image"], mask=files["mask"], size=[8, 20])
+    assert pixels(out / "0000-seed0.png").shape == (8, 20, 3)
+    batch = programme.batch
+    assert (batch.image.shape, batch.mask.shape) == ((2, 3, 8, 20), (2, 1, 8, 20))
+    assert batch.size.tolist() == [[8, 20, 0, 0, 8, 20]] * 2
+    assert torch.equal(batch.image[0], torch.from_numpy(pixels(Path(files["image"]))[4:12]).permute(2, 0, 1))
+    assert text(out / "0000-seed0.png").keys() == {"image", "mask", "seed", "paste", "latentdiff"}
+    assert json.loads(text(out / "0000-seed0.png")["latentdiff"])["size"] == [8, 20]
+    programme({"conditions": SMALL}, image=files["small"], size=8)
+    assert programme.batch.low_res.shape == (2, 3, 2, 2)

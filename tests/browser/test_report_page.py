@@ -1,7 +1,5 @@
 """report.html in Chromium, as a reader sees it."""
 
-import shutil
-
 import pytest
 import torch
 
@@ -9,23 +7,7 @@ from latentdiff.evaluation.neighbours import nearest
 from latentdiff.evaluation.page import Pictures, write_page
 
 pytestmark = pytest.mark.browser
-NAMES = ("chromium", "chromium-browser", "chromium-headless-shell", "google-chrome")
 EVIL = "<script>document.title = 'taken over'</script><img src=x onerror=\"document.title='taken over'\">"
-
-
-@pytest.fixture(scope="module")
-def browser():
-    api = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install 'latentdiff[browser]'")
-    with api.sync_playwright() as driver:
-        try:
-            opened = driver.chromium.launch()
-        except api.Error:
-            found = next(filter(None, map(shutil.which, NAMES)), None)
-            if found is None:
-                pytest.skip("there is no Chromium: playwright install chromium, or one of the system")
-            opened = driver.chromium.launch(executable_path=found)
-        yield opened
-        opened.close()
 
 
 @pytest.fixture(scope="module")

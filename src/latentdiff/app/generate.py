@@ -12,7 +12,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from latentdiff.checkpoint.guides import CheckpointAutoguidance, CheckpointClassifierGuidance
-from latentdiff.checkpoint.models import load_diffusion
+from latentdiff.checkpoint.models import DiffusionModel, load_diffusion
 from latentdiff.checkpoint.store import Part
 from latentdiff.conditioning.compose import Composite
 from latentdiff.config import allowlist
@@ -50,6 +50,13 @@ def load_generator(
     ``weights`` "model": those that were trained, not their average.
     """
     model = load_diffusion(path, first_stage=cfg.first_stage.checkpoint, weights=weights)
+    return generator_of(model, cfg, device, precision)
+
+
+def generator_of(
+    model: DiffusionModel, cfg: DictConfig, device: torch.device, precision: torch.dtype | None
+) -> Generator:
+    """``load_generator`` of a loaded model; again for one that has a generator of the same precision already."""
     sampler = overlaid(cfg.sampler, model.config.sampler, "solver")
     node = overlaid(cfg.guidance, model.config.guidance, "_target_")
     _check(sampler, node)

@@ -21,12 +21,13 @@ WHITE = 128
 """A mask's gray level from which on a pixel is to be made."""
 
 
-def read_fields(scene: Scene, reads: Reads, size: int) -> dict[str, Tensor]:
+def read_fields(scene: Scene, reads: Reads, size: tuple[int, int]) -> dict[str, Tensor]:
     """Names of fields of ``Batch`` -> one sample's value, cut as the training data were without chance: the largest
-    centre square, resized to ``size``.
+    centre part of the shape of ``size`` (height H, width W), resized to that.
 
-    - ``image`` uint8 (3, size, size); the model that reads ``low_res`` (3, size / factor, size / factor) has none.
-    - ``mask`` uint8 (1, size, size), 1 where the mask is light. ``segmentation`` uint8 (size, size).
+    - ``image`` uint8 (3, H, W); the model that reads ``low_res`` (3, H / factor, W / factor) has none.
+    - ``mask`` uint8 (1, H, W), 1 where the mask is light. ``segmentation`` uint8 (H, W).
+    - ``numbers``: float32 (1,).
     - ``size``: as of an image that was stored at this size and is shown whole.
 
     Raises InputError for a file that cannot be read, a mask or map of another size than the image, a mask without
@@ -49,8 +50,10 @@ def read_fields(scene: Scene, reads: Reads, size: int) -> dict[str, Tensor]:
             found["segmentation"] = maker.edges(found["image"])
         else:
             found["segmentation"] = _map(scene.map, shape, size, maker.classes)
+    if scene.numbers is not None:
+        found["numbers"] = torch.tensor([float(scene.numbers)])
     if "size" in reads.fields:
-        found["size"] = torch.tensor([size, size, 0, 0, size, size])
+        found["size"] = torch.tensor([*size, 0, 0, *size])
     return found
 
 
@@ -62,17 +65,22 @@ def _decoded(key: str, path: Path) -> np.ndarray:
         raise InputError(f"{key}: '{path}' cannot be used: {error}") from error
 
 
-def _small(path: Path, pixels: np.ndarray, size: int, factor: int) -> Tensor:
-    edge = min(pixels.shape[:2])
-    if not size // factor <= edge <= size:
+def _small(path: Path, pixels: np.ndarray, size: tuple[int, int], factor: int) -> Tensor:
+    if any(side % factor for side in size):
         raise InputError(
-            f"image: '{path}' is {edge} pixels high or wide; expected a small image: {size // factor} pixels, or up to "
-            f"the {size} of the result, which is reduced to that"
+            f"size: the model enlarges {factor} times; expected multiples of that, got {size[0]}x{size[1]}"
         )
-    return CoverCrop(size=size // factor)(pixels, 0.5, 0.5)
+    (height, width), (high, wide) = pixels.shape[:2], (side // factor for side in size)
+    scale = min(height / high, width / wide)
+    if not 1 <= scale <= factor:
+        raise InputError(
+            f"image: '{path}' is {width}x{height} pixels; expected a small image: {wide}x{high} pixels, or up to the "
+            f"{size[1]}x{size[0]} of the result, which is reduced to that"
+        )
+    return CoverCrop(size=(high, wide))(pixels, 0.5, 0.5)
 
 
-def _mask(path: Path, shape: tuple[int, int], size: int) -> Tensor:
+def _mask(path: Path, shape: tuple[int, int], size: tuple[int, int]) -> Tensor:
     with suppress(OSError), Image.open(path) as opened:  # what cannot be opened is said below
         if opened.has_transparency_data:
             raise InputError(f"mask: '{path}' has transparency; save it in black and white, without an alpha channel")
@@ -85,11 +93,11 @@ def _mask(path: Path, shape: tuple[int, int], size: int) -> Tensor:
         )
     hole = _laid(light, size)
     if not hole.any():
-        raise InputError(f"mask: '{path}' has no white inside the centre square: nothing is to be made")
+        raise InputError(f"mask: '{path}' has no white inside the centre part that is used: nothing is to be made")
     return hole[None]
 
 
-def _map(path: Path, shape: tuple[int, int] | None, size: int, classes: int) -> Tensor:
+def _map(path: Path, shape: tuple[int, int] | None, size: tuple[int, int], classes: int) -> Tensor:
     try:
         data = path.read_bytes()
         values = decode_map(data, *(shape or _stored_size(data)))
@@ -115,5 +123,5 @@ def _stored_size(data: bytes) -> tuple[int, int]:
         raise BrokenSampleError("it is no PNG") from error
 
 
-def _laid(values: np.ndarray, size: int) -> Tensor:
+def _laid(values: np.ndarray, size: tuple[int, int]) -> Tensor:
     return CoverCrop(size=size).frame(*values.shape, 0.5, 0.5).lay(values.astype(np.uint8))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -18,6 +19,9 @@ from latentdiff.data.segmentation import EdgeMaps
 from latentdiff.generation.repaint import Repaint
 
 FILES = ("image", "mask", "map")
+SEEDS = (0, 1, 2, 3)
+"""Of each scene, where none are given."""
+GIVEN = ("prompt", "negative_prompt", "label", "numbers", *FILES)
 
 
 @dataclass(frozen=True)
@@ -30,10 +34,19 @@ class Scene:
     image: Path | None
     mask: Path | None
     map: Path | None
+    numbers: float | None = None
+    seed: int | None = None
+    """Its own, in the place of the request's."""
+    source: str | None = None
+    """Where it was written, e.g. a line of a file."""
 
     def about(self) -> dict[str, str]:
-        """For its PNGs' text chunks."""
-        return {f.name: str(value) for f in fields(self) if (value := getattr(self, f.name)) is not None}
+        """What it holds, for its PNGs' text chunks."""
+        return {name: str(value) for name in GIVEN if (value := getattr(self, name)) is not None}
+
+    def fault(self, error: InputError) -> InputError:
+        """``error``, with the place where the scene was written."""
+        return error if self.source is None else InputError(f"{self.source}: {error}")
 
 
 @dataclass(frozen=True)
@@ -47,6 +60,8 @@ class Request:
     paste: bool
     """Whether known pixels around a hole are the image's own."""
     trajectory: bool
+    size: tuple[int, int] | None = None
+    """Height and width; None: what the model was trained on."""
 
     def has(self, name: str) -> bool:
         return getattr(self.scenes[0], name) is not None
@@ -96,11 +111,13 @@ class Reads:
         return isinstance(self.fields.get("segmentation"), EdgeMaps)
 
 
-def read_request(cfg: DictConfig) -> Request:
-    """What can be known before the model is loaded. Raises InputError: no seeds, lists that do not fit together, a
-    label that is neither number nor name, a strength outside (0, 1], files that are not there."""
-    if not cfg.seeds:
-        raise InputError("prompt and seeds: at least one of each is needed, e.g. prompt='a red circle' seeds=[0,1]")
+def read_request(cfg: DictConfig, scenes: list[Scene] | None = None) -> Request:
+    """What can be known before the model is loaded; ``scenes`` take the place of those that ``cfg`` gives.
+
+    Raises InputError: no seeds, lists that do not fit together, a label that is neither number nor name, a strength
+    outside (0, 1], a size that is none, files that are not there.
+    """
+    seeds = _seeds(cfg.seeds)
     if cfg.batch_size < 1:
         raise InputError(f"batch_size: expected at least 1, got {cfg.batch_size}")
     if cfg.strength is not None and not 0 < cfg.strength <= 1:
@@ -109,15 +126,48 @@ def read_request(cfg: DictConfig) -> Request:
         raise InputError(
             "repaint: expected its settings; repaint.resample=1 only puts the known part back at each step"
         )
-    names = [f.name for f in fields(Scene)]
-    counts = {name: len(cfg[name]) for name in names if isinstance(cfg[name], ListConfig)}
-    rows = max(counts.values(), default=1)
-    columns = {name: _column(name, cfg[name], rows, counts) for name in names}
-    scenes = [Scene(**{name: column[i] for name, column in columns.items()}) for i in range(rows)]
-    for path in [getattr(scene, name) for scene in scenes for name in FILES]:
+    scenes = scenes_given(cfg) if scenes is None else scenes
+    for scene, name in itertools.product(scenes, FILES):
+        path = getattr(scene, name)
         if path is not None and not path.is_file():
-            raise InputError(f"there is no file '{path}'")
-    return Request(scenes, list(cfg.seeds), cfg.strength, build(cfg.repaint), cfg.paste, cfg.trajectory)
+            raise scene.fault(InputError(f"{name}: there is no file '{path}'"))
+    return Request(
+        scenes=scenes,
+        seeds=seeds,
+        strength=cfg.strength,
+        repaint=build(cfg.repaint),
+        paste=cfg.paste,
+        trajectory=cfg.trajectory,
+        size=_size(cfg.size),
+    )
+
+
+def scenes_given(cfg: DictConfig) -> list[Scene]:
+    """Those of the configuration itself. Raises InputError for lists of different length and for no label."""
+    counts = {name: len(cfg[name]) for name in GIVEN if isinstance(cfg[name], ListConfig)}
+    rows = max(counts.values(), default=1)
+    columns = {name: _column(name, cfg[name], rows, counts) for name in GIVEN}
+    return [Scene(**{name: column[i] for name, column in columns.items()}) for i in range(rows)]
+
+
+def _seeds(given: object) -> list[int]:
+    seeds = list(given) if isinstance(given, ListConfig) else [given]
+    if given is None:
+        return list(SEEDS)
+    if not seeds:
+        raise InputError("prompt and seeds: at least one of each is needed, e.g. prompt='a red circle' seeds=[0,1]")
+    if strange := [seed for seed in seeds if type(seed) is not int]:
+        raise InputError(f"seeds: expected whole numbers, e.g. seeds=[0,1], got {strange[0]!r}")
+    return seeds
+
+
+def _size(size: object) -> tuple[int, int] | None:
+    sides = list(size) if isinstance(size, ListConfig) else [size, size]
+    if size is None:
+        return None
+    if len(sides) != 2 or any(type(side) is not int or side < 1 for side in sides):
+        raise InputError(f"size: expected pixels of a side, or [height,width], got {size}")
+    return sides[0], sides[1]
 
 
 def _column(name: str, value: object, rows: int, counts: Mapping[str, int]) -> list:
@@ -132,6 +182,10 @@ def _column(name: str, value: object, rows: int, counts: Mapping[str, int]) -> l
         if strange := [one for one in values if type(one) not in (int, str, type(None))]:
             raise InputError(f"label: expected the number or the name of a class, got {strange[0]!r}")
         return values
+    if name == "numbers":
+        if strange := [one for one in values if one is not None and type(one) not in (int, float)]:
+            raise InputError(f"numbers: expected a number, or a list of one per image, got {strange[0]!r}")
+        return values
     return [None if one is None else Path(str(one)) if name in FILES else str(one) for one in values]
 
 
@@ -139,6 +193,7 @@ def check_request(request: Request, reads: Reads, generator: Generator) -> None:
     """Raises InputError for what the model needs and is not given, and for what nothing would read."""
     _check_texts(request, reads, generator)
     _check_labels(request, reads, generator)
+    _check_numbers(request, reads)
     _check_pictures(request, reads)
     generator.pipeline.count_steps(request.strength, request.repaint_for(reads))
 
@@ -189,10 +244,23 @@ def _check_labels(request: Request, reads: Reads, generator: Generator) -> None:
         raise InputError(
             "label: nothing reads it here; choose guidance=classifier guidance.checkpoint=PATH, or leave it"
         )
-    labels = [label_of(scene, reads) for scene in request.scenes for _ in request.seeds]
+    labels = []
+    for scene in request.scenes:
+        try:
+            labels.append(label_of(scene, reads))
+        except InputError as error:
+            raise scene.fault(error) from error
     guidance = generator.pipeline.guidance
     if hasattr(guidance, "classifier"):
-        guidance.classifier.check_labels(torch.tensor(labels), [f"image {i}" for i in range(len(labels))])
+        names = [scene.source or f"image {i}" for i, scene in enumerate(request.scenes)]
+        guidance.classifier.check_labels(torch.tensor(labels), names)
+
+
+def _check_numbers(request: Request, reads: Reads) -> None:
+    if "numbers" in reads.fields and not request.has("numbers"):
+        raise InputError("numbers: which? The model reads a number of each image, e.g. numbers=0.5")
+    if request.has("numbers") and "numbers" not in reads.fields:
+        raise InputError("numbers: the model reads none; leave it")
 
 
 def _check_pictures(request: Request, reads: Reads) -> None:

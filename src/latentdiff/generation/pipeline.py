@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
@@ -55,15 +57,33 @@ class LatentPipeline:
         image_size: int | tuple[int, int],
         precision: torch.dtype | None = None,
     ):
-        size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
-        if min(size) < codec.factor or any(side % codec.factor for side in size):
-            raise InputError(f"image_size must be a multiple of the first stage's factor {codec.factor}; got {size}")
         self.denoiser, self.conditioner, self.codec = denoiser, conditioner, codec
         self.sampler, self.guidance, self.precision = sampler, guidance, precision
-        self.latent_shape = (codec.channels, size[0] // codec.factor, size[1] // codec.factor)
+        self.latent_shape = _latent_shape(codec, image_size)
         self.times = grid(denoiser.path, steps, denoiser.t_max)
         if isinstance(guidance, nn.Module):
             guidance.to(self.device).eval()
+
+    def of_size(self, image_size: int | tuple[int, int]) -> LatentPipeline:
+        """The same networks at another size, which they may not have been trained on.
+
+        Raises InputError where it is no multiple of what the codec and the networks need.
+        """
+        networks = [self.denoiser.backbone]
+        if isinstance(self.guidance, ClassifierGuidance):
+            networks.append(self.guidance.classifier)
+        if isinstance(self.guidance, Autoguidance):
+            networks.append(self.guidance.guide.backbone)
+        below = math.lcm(*(getattr(network, "factor", 1) for network in networks))
+        sides = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+        if any(side % (self.codec.factor * below) for side in sides):
+            raise InputError(
+                f"size: expected multiples of {self.codec.factor * below} (latents are 1 / {self.codec.factor} as high "
+                f"and wide, and the network takes multiples of {below}), got {sides[0]}x{sides[1]}"
+            )
+        other = copy.copy(self)
+        other.latent_shape = _latent_shape(self.codec, sides)
+        return other
 
     @property
     def device(self) -> torch.device:
@@ -235,6 +255,13 @@ class Reconstruction:
         """For the protocol card."""
         told = {"reconstruction": "posterior mean", "decoder_precision": "float32", "to_uint8": ROUNDING}
         return {**told, "device": self.device.type}
+
+
+def _latent_shape(codec: Codec, image_size: int | tuple[int, int]) -> tuple[int, int, int]:
+    size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+    if min(size) < codec.factor or any(side % codec.factor for side in size):
+        raise InputError(f"image_size must be a multiple of the first stage's factor {codec.factor}; got {size}")
+    return codec.channels, size[0] // codec.factor, size[1] // codec.factor
 
 
 def to_uint8(image: Tensor) -> Tensor:
