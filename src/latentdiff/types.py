@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -41,6 +41,8 @@ class Batch:
     size: Tensor | None = None
     """int64 (B, 6): height and width of the original, top and left of the crop, height and width of the result (SDXL,
     arXiv:2307.01952, section 2.2); the crop's in pixels of the result's scale."""
+    numbers: Tensor | None = None
+    """float32 (B, K): numbers that tell of each image, as a condition of one's own makes them (docs/extending.md)."""
     latent_mean: Tensor | None = None
     """(B, C, h, w) of the raw posterior (see ``Codec.moments``), from a cache; ``latent_std`` beside it."""
     latent_std: Tensor | None = None
@@ -74,17 +76,20 @@ class Batch:
     def rows(self, start: int, stop: int) -> Batch:
         """Samples ``start`` to ``stop`` of this part, still of the same global batch."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
-        sliced = {name: v[start:stop] for name, v in values.items() if isinstance(v, Tensor | list)}
+        sliced: dict[str, Any] = {n: v[start:stop] for n, v in values.items() if isinstance(v, Tensor | list)}
         return replace(self, **sliced, start=self.start + start, total=self.global_size)
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
         """With every tensor on the device."""
-        tensors = {f.name: v for f in fields(self) if isinstance(v := getattr(self, f.name), Tensor)}
-        return replace(self, **{name: v.to(device, non_blocking=non_blocking) for name, v in tensors.items()})
+        return self._each_tensor(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Batch:
-        pinned = {f.name: v.pin_memory() for f in fields(self) if isinstance(v := getattr(self, f.name), Tensor)}
-        return replace(self, **pinned)
+        return self._each_tensor(Tensor.pin_memory)
+
+    def _each_tensor(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        found = {f.name: getattr(self, f.name) for f in fields(self)}
+        changed: dict[str, Any] = {name: change(v) for name, v in found.items() if isinstance(v, Tensor)}
+        return replace(self, **changed)
 
 
 @dataclass(frozen=True)
@@ -109,6 +114,12 @@ class Conditioning:
     def cat(self, other: Conditioning) -> Conditioning:
         """Both along the batch axis; both must have the same parts."""
         return self._zip(other, lambda a, b: torch.cat([a, b]))
+
+    def expand(self, count: int) -> Conditioning:
+        """This conditioning of one sample for ``count`` of them, without a copy."""
+        parts = {f.name: getattr(self, f.name) for f in fields(self)}
+        expanded = {name: v.expand(count, *[-1] * (v.ndim - 1)) for name, v in parts.items() if v is not None}
+        return Conditioning(**expanded)
 
     def _zip(self, other: Conditioning, combine: Callable[[Tensor, Tensor], Tensor]) -> Conditioning:
         joined = {}
@@ -138,8 +149,10 @@ class Conditions:
 class Path(Protocol):
     """A Gaussian probability path ``x_t = alpha(t) x0 + sigma(t) noise``."""
 
-    steps: int | None
-    """Entries of a discrete path's table."""
+    @property
+    def steps(self) -> int | None:
+        """Entries of a discrete path's table."""
+        ...
 
     def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]: ...
     def derivatives(self, t: Tensor) -> tuple[Tensor, Tensor]: ...
@@ -220,7 +233,8 @@ class Guidance(Protocol):
     ``needs_null``: the answer depends on ``conditions.null``, which only a model trained with condition dropout knows.
     """
 
-    needs_null: bool
+    @property
+    def needs_null(self) -> bool: ...
 
     def __call__(self, denoiser: object, x_t: Tensor, t: Tensor, conditions: Conditions) -> Tensor: ...
 
@@ -234,8 +248,8 @@ class Rows(Protocol):
 
     def __len__(self) -> int: ...
 
-    def column(self, name: str) -> Column:
-        """The whole column, tensors on the CPU. KeyError where there is none."""
+    def column(self, name: str) -> Any:
+        """The whole ``Column`` as the metric made it, tensors on the CPU. KeyError where there is none."""
         ...
 
     def blocks(self, name: str) -> Iterator[Tensor]:

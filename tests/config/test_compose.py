@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from latentdiff.config.compose import compose, expand_sweeps
+from latentdiff.config.compose import compose
+from latentdiff.config.sweeps import expand_sweeps
 
 
 @pytest.mark.parametrize(
@@ -28,7 +29,9 @@ from latentdiff.config.compose import compose, expand_sweeps
         ("~nothing", "nothing", "no such key to be removed"),
         ("seed=1,2", "seed", "add -m"),
         ("seed=(1", "seed", "cannot read"),
-        ("seed", "", "write key=value"),
+        ("seed", "", "settings are written key=value"),
+        ("euler", "", r"did you mean sampler=euler\?"),
+        ("sampler=", "sampler", "choose one"),
         ("experiment=typo", "max_batchs", r"typo\.yaml\); did you mean max_batches"),
         ("experiment=mistyped", "max_batches", r"expected int, got 'ture' \(str\) \(in .*mistyped\.yaml"),
         ("experiment=wrong_group", "sampler", r"wrong_group\.yaml\); did you mean euler"),

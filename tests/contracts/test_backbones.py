@@ -58,14 +58,13 @@ and 675 M of its own; tests/models/test_dit_published.py derives DiT's."""
 MODULES = {module.name for module in pkgutil.iter_modules(backbones.__path__)}
 
 
-@pytest.fixture(scope="module", params=CONFIGS, ids=lambda file: file.stem)
-def make(request):
+def maker(file: Path):
     """A new backbone for tokens, or for what ``conditioner`` says; ``randomise`` gives every parameter values, the
     ones that start at zero too."""
 
     def new(*, randomise: bool = True, **conditioner: int | None):
         cfg = OmegaConf.create({"latent": {"channels": CHANNELS}, "conditioner": {"width": WIDTH} | conditioner})
-        cfg.backbone = OmegaConf.load(request.param)
+        cfg.backbone = OmegaConf.load(file)
         torch.manual_seed(0)
         model = build(cfg.backbone)
         if randomise:
@@ -76,6 +75,11 @@ def make(request):
         return model
 
     return new
+
+
+@pytest.fixture(scope="module", params=CONFIGS, ids=lambda file: file.stem)
+def make(request):
+    return maker(request.param)
 
 
 @pytest.fixture(scope="module")

@@ -164,6 +164,7 @@ def everything(count: int) -> dict[str, torch.Tensor]:
         "mask": uint8(1, SIDE, SIDE, below=2),
         "low_res": uint8(3, SIDE // 2, SIDE // 2),
         "size": torch.arange(6 * count).view(count, 6),
+        "numbers": torch.rand(count, 1, generator=generator),
         "text_tokens": torch.randn(count, 4, 8, generator=generator),
         "text_mask": torch.ones(count, 4, dtype=torch.bool),
         "text_vector": torch.randn(count, 5, generator=generator),

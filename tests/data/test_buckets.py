@@ -6,7 +6,7 @@ import torch
 
 from latentdiff.config.errors import InputError
 from latentdiff.data.buckets import AspectBuckets, BucketPlan, assign, checked_sizes
-from latentdiff.data.conditions import FIELDS, check_value
+from latentdiff.data.conditions import check_value
 from latentdiff.data.datamodule import DataModule
 from latentdiff.data.degradations import Degraded
 from latentdiff.data.index import INDEX_NAME
@@ -142,7 +142,7 @@ def test_every_batch_is_of_one_bucket_the_same_on_every_rank(source, monkeypatch
     assert {tuple(batch.image.shape[2:]) for batch in whole} == set(SIZES)
     for batch in whole:
         height, width = batch.image.shape[2:]
-        for name in FIELDS:
+        for name in conditions():
             check_value(name, getattr(batch, name)[0], height, width)
         assert batch.size[:, 4:].tolist() == [[height, width]] * 6
         ratio = [SHAPES[i % 5][0] / SHAPES[i % 5][1] for i in batch.label.tolist()]

@@ -25,6 +25,14 @@ from latentdiff.shapes.scene import SHAPES, from_attributes
 SIZE, CLASSES = 16, 30
 
 
+class Brightness:
+    def check(self, shards):
+        pass
+
+    def __call__(self, sample, frame, image, rng):
+        return image.float().mean((1, 2))
+
+
 def conditions():
     degraded = Degraded(
         factor=2, blur=Blur(probability=0.5), noise=Noise(probability=0.5), jpeg=Jpeg(probability=0.5, quality=(30, 90))
@@ -34,6 +42,7 @@ def conditions():
         "low_res": degraded,
         "segmentation": SegmentationMaps(classes=CLASSES),
         "size": SizeAndCrop(),
+        "numbers": Brightness(),
     }
 
 
@@ -194,6 +203,7 @@ def test_what_does_not_fit_the_images_is_found_at_setup(source):
         ({"low_res": Degraded(factor=3)}, "factor 3 does not divide the image size 16x16"),
         ({"mask": EdgeMaps()}, r"'mask' makes torch.uint8 of shape \(16, 16\)"),
         ({"segmentation": SegmentationMaps(classes=3)}, "holds the class"),
+        ({"numbers": SizeAndCrop()}, r"makes torch.int64 of shape \(6,\), expected torch.float32 of shape \(6,\)"),
         ({"segmentations": EdgeMaps()}, "no field 'segmentations'"),
     ):
         with pytest.raises(InputError, match=message):

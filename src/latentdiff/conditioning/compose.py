@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import fields
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -34,7 +35,7 @@ class Composite(nn.Module):
             raise InputError("Composite: give at least one part, e.g. conditioner.module.parts={text: ...}")
         if TOGETHER in parts or any(isinstance(part, Composite) for part in parts.values()):
             raise InputError(f"Composite: a part may be neither called '{TOGETHER}' nor a composite itself")
-        self.members = nn.ModuleDict(parts)
+        self.members = nn.ModuleDict(cast(Mapping[str, nn.Module], parts))
         self.parts = tuple(name for name, part in parts.items() if part.drop > 0)
         if check_drop(drop) > 0 and not self.parts:
             raise InputError(
@@ -45,12 +46,12 @@ class Composite(nn.Module):
 
     def forward(self, batch: Batch, codec: Codec | None = None, draws: Draws | None = None) -> Conditioning:
         if draws is None:
-            return join({name: part(batch, codec) for name, part in self.members.items()})
-        found = {name: part(batch, codec, draws.under(name)) for name, part in self.members.items()}
+            return join({name: part(batch, codec) for name, part in self._members.items()})
+        found = {name: part(batch, codec, draws.under(name)) for name, part in self._members.items()}
         if self.together:
             keep = ~dropped_samples(draws, TOGETHER, self.together)
             for name in self.parts:
-                found[name] = found[name].where(keep, self.members[name].null(batch, codec))
+                found[name] = found[name].where(keep, self._members[name].null(batch, codec))
         return join(found)
 
     def null(self, batch: Batch, codec: Codec | None = None) -> Conditioning:
@@ -58,30 +59,30 @@ class Composite(nn.Module):
 
     def alone(self, batch: Batch, codec: Codec | None = None) -> dict[str, Conditioning]:
         without = self._without(batch, codec)
-        return {name: join({**without, name: self.members[name](batch, codec)}) for name in self.parts}
+        return {name: join({**without, name: self._members[name](batch, codec)}) for name in self.parts}
 
     def captions_alone(self, batch: Batch, codec: Codec | None = None) -> Conditioning:
         """The parts that read captions, every other part absent that training drops: what a negative prompt gives."""
-        reading = {name: part for name, part in self.members.items() if hasattr(part, "cut_captions")}
+        reading = {name: part for name, part in self._members.items() if hasattr(part, "cut_captions")}
         return join({**self._without(batch, codec), **{name: part(batch, codec) for name, part in reading.items()}})
 
     def dropped(self, draws: Draws) -> dict[str, Tensor]:
         together = dropped_samples(draws, TOGETHER, self.together)
-        each = {name: self.members[name].dropped(draws.under(name)) for name in self.parts}
+        each = {name: self._members[name].dropped(draws.under(name)) for name in self.parts}
         return {name: together | torch.stack([*found.values()]).any(0) for name, found in each.items()}
 
     @property
     def truncated(self) -> int:
         """Captions that were cut at their parts' limits so far. AttributeError where no part reads captions."""
-        counts = [part.truncated for part in self.members.values() if hasattr(part, "truncated")]
+        counts = [int(part.truncated) for part in self._members.values() if hasattr(part, "truncated")]
         if not counts:
             raise AttributeError("no part of this composite reads captions")
         return sum(counts)
 
     def cut_captions(self, captions: list[str]) -> list[tuple[str, int]]:
         """The captions that some part has to cut, each with the number of its tokens there."""
-        found = {}
-        for part in self.members.values():
+        found: dict[str, int] = {}
+        for part in self._members.values():
             if hasattr(part, "cut_captions"):
                 found |= dict(part.cut_captions(captions))
         return list(found.items())
@@ -90,8 +91,12 @@ class Composite(nn.Module):
         """Each part's condition: none of the parts that training drops, the others whole."""
         return {
             name: part.null(batch, codec) if name in self.parts else part(batch, codec)
-            for name, part in self.members.items()
+            for name, part in self._members.items()
         }
+
+    @property
+    def _members(self) -> dict[str, Conditioner]:
+        return cast(dict[str, Conditioner], dict(self.members.items()))
 
 
 def join(found: Mapping[str, Conditioning]) -> Conditioning:
@@ -99,30 +104,32 @@ def join(found: Mapping[str, Conditioning]) -> Conditioning:
 
     Raises InputError where tokens differ in width, spatial conditions in size, or two parts give a class index.
     """
-    have = {f.name: {n: c for n, c in found.items() if getattr(c, f.name) is not None} for f in fields(Conditioning)}
-    _check_equal("tokens", "width", {name: c.tokens.shape[-1] for name, c in have["tokens"].items()})
-    _check_equal("spatial", "size", {name: tuple(c.spatial.shape[-2:]) for name, c in have["spatial"].items()})
+    have: dict[str, dict[str, Tensor]] = {f.name: _given(found, f.name) for f in fields(Conditioning)}
+    _check_equal("tokens", "width", {name: tokens.shape[-1] for name, tokens in have["tokens"].items()})
+    _check_equal("spatial", "size", {name: tuple(maps.shape[-2:]) for name, maps in have["spatial"].items()})
     if len(have["label"]) > 1:
         raise InputError(f"Composite: {' and '.join(have['label'])} both give the backbone a class index; one can")
-    tokens = [c.tokens for c in have["tokens"].values()]
-    masks = [_mask(c) for c in have["tokens"].values()] if have["mask"] else []
+    masks = [have["mask"].get(name, _all_true(tokens)) for name, tokens in have["tokens"].items()]
     return Conditioning(
-        tokens=torch.cat(tokens, dim=1) if tokens else None,
-        mask=torch.cat(masks, dim=1) if masks else None,
-        vector=_cat([c.vector for c in have["vector"].values()]),
-        spatial=_cat([c.spatial for c in have["spatial"].values()]),
-        label=next((c.label for c in have["label"].values()), None),
+        tokens=_cat(have["tokens"].values()),
+        mask=_cat(masks) if have["mask"] else None,
+        vector=_cat(have["vector"].values()),
+        spatial=_cat(have["spatial"].values()),
+        label=next(iter(have["label"].values()), None),
     )
 
 
-def _cat(parts: list[Tensor]) -> Tensor | None:
-    return torch.cat(parts, dim=1) if parts else None
+def _given(found: Mapping[str, Conditioning], part: str) -> dict[str, Tensor]:
+    """Of those that have it."""
+    return {name: value for name, cond in found.items() if (value := getattr(cond, part)) is not None}
 
 
-def _mask(cond: Conditioning) -> Tensor:
-    if cond.mask is not None:
-        return cond.mask
-    return torch.ones(cond.tokens.shape[:2], dtype=torch.bool, device=cond.tokens.device)
+def _cat(parts: Collection[Tensor]) -> Tensor | None:
+    return torch.cat(list(parts), dim=1) if parts else None
+
+
+def _all_true(tokens: Tensor) -> Tensor:
+    return torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
 
 
 def _check_equal(what: str, measure: str, values: Mapping[str, object]) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -43,6 +45,9 @@ class HfText(nn.Module):
     parts = ("text",)
     """What ``alone`` gives, each of which guidance can scale by itself."""
 
+    encoder: Any
+    """A model of transformers."""
+
     def __init__(
         self,
         *,
@@ -75,8 +80,7 @@ class HfText(nn.Module):
         return {"text": self(batch, codec)}
 
     def null(self, batch: Batch, codec: Codec | None = None) -> Conditioning:
-        one = self._encode([""])
-        return Conditioning(tokens=one.tokens.expand(len(batch), -1, -1), mask=one.mask.expand(len(batch), -1))
+        return self._encode([""]).expand(len(batch))
 
     def dropped(self, draws: Draws) -> dict[str, Tensor]:
         return {"text": dropped_samples(draws, "text", self.drop)}
@@ -90,6 +94,11 @@ class HfText(nn.Module):
         """The captions that would be cut, each with the number of its tokens."""
         return self.tokenizer.cut_captions(captions)
 
+    def save(self, folder: Path) -> None:
+        """Fills the existing ``folder`` with encoder and tokenizer, as ``model`` may name them."""
+        self.encoder.save_pretrained(folder, safe_serialization=True)
+        self.tokenizer.save(folder)
+
     @torch.no_grad()
     def _encode(self, captions: list[str]) -> Conditioning:
         device = self.encoder.device
@@ -100,7 +109,7 @@ class HfText(nn.Module):
         return Conditioning(tokens=states.float(), mask=mask)
 
 
-def _load_encoder(model: str) -> nn.Module:
+def _load_encoder(model: str) -> Any:
     """The encoder alone, also of a model with a decoder (T5) or an image half (CLIP)."""
     transformers = transformers_module()
     config = load_pretrained(partial(transformers.AutoConfig.from_pretrained, trust_remote_code=False), model)
@@ -116,7 +125,7 @@ def _load_encoder(model: str) -> nn.Module:
     return encoder
 
 
-def _check_fit(config: object, tokenizer: HfTokenizer, model: str) -> None:
+def _check_fit(config: Any, tokenizer: HfTokenizer, model: str) -> None:
     if tokenizer.vocab_size > config.vocab_size:
         raise InputError(
             f"conditioner.tokenizer: it has {tokenizer.vocab_size} tokens, but '{model}' has embeddings of "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 
 from torch import Tensor
 
@@ -64,6 +65,10 @@ class HfTokenizer:
     def cut_captions(self, captions: list[str]) -> list[tuple[str, int]]:
         """The captions that are too long, each with the number of its tokens."""
         return self.limit.over(captions, self._lengths(captions))
+
+    def save(self, folder: Path) -> None:
+        """Fills the existing ``folder`` with its files."""
+        self._tokenize.save_pretrained(folder)
 
     def _lengths(self, captions: list[str]) -> list[int]:
         return [len(ids) for ids in self._tokenize(captions, verbose=False)["input_ids"]]

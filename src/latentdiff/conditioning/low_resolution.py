@@ -73,13 +73,13 @@ class LowResolution(nn.Module):
 
     def _resized(self, batch: Batch, codec: Codec) -> Tensor:
         small = field_of(batch, "low_res", "add latentdiff.data.degradations.Degraded to the data's conditions")
-        large = tuple(self.factor * side for side in small.shape[-2:])
-        if batch.image is not None and batch.image.shape[-2:] != large:
+        height, width = (self.factor * side for side in small.shape[-2:])
+        if batch.image is not None and batch.image.shape[-2:] != (height, width):
             raise InputError(
                 f"LowResolution: expected small images of the image's size {tuple(batch.image.shape[-2:])} over the "
                 f"factor {self.factor}, got {tuple(small.shape[-2:])}; give the data's Degraded the same factor"
             )
-        size = latent_size(*large, codec, "LowResolution")
+        size = latent_size(height, width, codec, "LowResolution")
         y = unit_range(small)
         return y if y.shape[-2:] == size else F.interpolate(y, size=size, mode="bicubic", antialias=True)
 

@@ -50,7 +50,7 @@ class MaskedImage(nn.Module):
     def null(self, batch: Batch, codec: Codec | None = None) -> Conditioning:
         image, hole = _image_and_hole(batch)
         gray = _encoded(torch.zeros_like(image[:1]), torch.ones_like(hole[:1]), codec_of(codec))
-        return Conditioning(spatial=gray.spatial.expand(len(batch), -1, -1, -1))
+        return gray.expand(len(batch))
 
     def alone(self, batch: Batch, codec: Codec | None = None) -> dict[str, Conditioning]:
         return {"mask": self(batch, codec)}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -40,6 +42,9 @@ class OpenClipText(nn.Module):
     parts = ("text",)
     """What ``alone`` gives, each of which guidance can scale by itself."""
 
+    clip: Any
+    """A model of open_clip."""
+
     def __init__(
         self,
         *,
@@ -52,7 +57,7 @@ class OpenClipText(nn.Module):
         model_config: str | None = None,
     ):
         super().__init__()
-        clip = load_open_clip(model=model, weights=weights, model_config=model_config, option="conditioner")
+        clip: Any = load_open_clip(model=model, weights=weights, model_config=model_config, option="conditioner")
         tower = _text_half(clip, model)
         blocks = len(tower.transformer.resblocks)
         if not 1 <= block <= blocks:
@@ -74,11 +79,7 @@ class OpenClipText(nn.Module):
         return {"text": self(batch, codec)}
 
     def null(self, batch: Batch, codec: Codec | None = None) -> Conditioning:
-        one = self._encode([""])
-        return Conditioning(
-            tokens=one.tokens.expand(len(batch), -1, -1),
-            vector=one.vector.expand(len(batch), -1) if self.pooled else None,
-        )
+        return self._encode([""]).expand(len(batch))
 
     def dropped(self, draws: Draws) -> dict[str, Tensor]:
         return {"text": dropped_samples(draws, "text", self.drop)}
@@ -114,7 +115,7 @@ def padded_with_end(ids: Tensor) -> Tensor:
     return torch.where((ids == end).cumsum(dim=1) > 0, end, ids)
 
 
-def _text_half(clip: nn.Module, model: str) -> nn.Module:
+def _text_half(clip: Any, model: str) -> Any:
     """The module that has the token embedding and the transformer's blocks."""
     import open_clip
     from open_clip.transformer import TextTransformer

@@ -46,15 +46,17 @@ class SemanticMap(nn.Module):
         self.channel_mapper = None if channels is None else nn.Conv2d(classes, channels, 1, bias=False)
 
     def forward(self, batch: Batch, codec: Codec | None = None, draws: Draws | None = None) -> Conditioning:
-        factor = codec_of(codec).factor
-        cond = self._mapped(class_shares(_map_of(batch, codec), self.classes, factor))
+        codec = codec_of(codec)
+        cond = self._mapped(class_shares(_map_of(batch, codec), self.classes, codec.factor))
         if draws is None or self.drop == 0:
             return cond
         return cond.where(~self.dropped(draws)["map"], self.null(batch, codec))
 
     def null(self, batch: Batch, codec: Codec | None = None) -> Conditioning:
-        labels = _map_of(batch, codec_of(codec))
-        size = latent_size(*labels.shape[-2:], codec, "SemanticMap")
+        codec = codec_of(codec)
+        labels = _map_of(batch, codec)
+        height, width = labels.shape[-2:]
+        size = latent_size(height, width, codec, "SemanticMap")
         return self._mapped(torch.zeros(len(batch), self.classes, *size, device=labels.device))
 
     def alone(self, batch: Batch, codec: Codec | None = None) -> dict[str, Conditioning]:
@@ -89,7 +91,8 @@ def class_shares(labels: Tensor, classes: int, factor: int) -> Tensor:
 def _map_of(batch: Batch, codec: Codec) -> Tensor:
     """The batch's maps, (B, H, W); an InputError unless they have the image's size, which the codec divides."""
     labels = field_of(batch, "segmentation", "use data with .seg.png files, or edge maps (EdgeMaps), which need none")
-    latent_size(*labels.shape[-2:], codec, "SemanticMap")
+    height, width = labels.shape[-2:]
+    latent_size(height, width, codec, "SemanticMap")
     if batch.image is not None and batch.image.shape[-2:] != labels.shape[-2:]:
         raise InputError(
             f"SemanticMap: expected maps of the image's size {tuple(batch.image.shape[-2:])}, "

@@ -52,8 +52,7 @@ class TextTransformerConditioner(nn.Module):
         return {"text": self(batch, codec)}
 
     def null(self, batch: Batch, codec: Codec | None = None) -> Conditioning:
-        one = self._encode([""])
-        return Conditioning(tokens=one.tokens.expand(len(batch), -1, -1), mask=one.mask.expand(len(batch), -1))
+        return self._encode([""]).expand(len(batch))
 
     def dropped(self, draws: Draws) -> dict[str, Tensor]:
         return {"text": dropped_samples(draws, "text", self.drop)}

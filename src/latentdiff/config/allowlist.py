@@ -4,14 +4,19 @@ A configuration may come from a stranger's checkpoint, so that a target is refus
 imported, and again by where the object it names was defined: a module's own imports (``...shards.os.system``) are
 no way around the list. Only classes are targets: functions write files and start programs, and methods such as
 ``load_from_checkpoint`` unpickle.
+
+The user may trust further packages by naming them in the environment variable ``LATENTDIFF_PLUGINS``, which no
+configuration can set. To import one of them is to run its code.
 """
 
 from __future__ import annotations
 
 import importlib
 import inspect
+import os
 import pkgutil
 import re
+import sys
 from collections.abc import Callable
 from types import ModuleType
 
@@ -38,14 +43,20 @@ REFUSED = ("latentdiff.app.", "latentdiff.config.", "torch.nn.utils.")
 ORIGINS = (*ALLOWED, "pytorch_lightning.trainer.", "lightning_fabric.plugins.")
 """Modules that may have defined the object; Lightning re-exports some of fabric's plugins."""
 
+PLUGINS = "LATENTDIFF_PLUGINS"
+"""Packages and modules outside latentdiff whose classes may be named too, comma-separated."""
+
 _DOTTED = re.compile(r"[A-Za-z]\w*(\.[A-Za-z]\w*)+")
+_LISTED = frozenset(prefix.partition(".")[0] for prefix in ORIGINS)
+"""Packages of which the lists above let a part in; naming them as plugins must not let in the rest."""
 
 
 def resolve(target: object) -> Callable[..., object]:
     """The class that ``target`` names, ``module.Name``.
 
     Raises:
-        InputError: not on the list, not importable, not there (with the nearest name), or defined elsewhere.
+        InputError: not on the list, not importable, not there (with the nearest name), or defined elsewhere; a fault
+            in ``LATENTDIFF_PLUGINS``.
     """
     check_name(target)
     assert isinstance(target, str)
@@ -64,19 +75,50 @@ def check_name(target: object) -> None:
     """Refuse a target by its name alone, importing nothing."""
     if not isinstance(target, str) or not _DOTTED.fullmatch(target):
         raise InputError(f"_target_ must be 'module.Name' (public names only), got {target!r}")
-    if not target.startswith(ALLOWED) or target.startswith(REFUSED):
-        allowed = ", ".join(prefix.rstrip(".") for prefix in ALLOWED)
-        raise InputError(f"'{target}' may not be built from a configuration; allowed are parts of {allowed}")
+    if target.startswith(REFUSED) or not (target.startswith(ALLOWED) or target.startswith(_plugins())):
+        allowed = ", ".join(prefix.rstrip(".") for prefix in ALLOWED + _plugins())
+        hint = _hint(target.partition(".")[0])
+        raise InputError(f"'{target}' may not be built from a configuration; allowed are parts of {allowed}{hint}")
+
+
+def _plugins() -> tuple[str, ...]:
+    """What else a target's name may begin with.
+
+    Raises InputError for a name that is none, of the standard library, or of a package that has its own list here.
+    """
+    names = [name.strip() for name in os.environ.get(PLUGINS, "").split(",") if name.strip()]
+    for name in names:
+        if not _trustable(name.partition(".")[0]) or not _DOTTED.fullmatch(f"{name}.Name"):
+            raise InputError(
+                f"{PLUGINS}: expected names of packages or modules of your own, comma-separated, got '{name}'; the "
+                f"standard library and {', '.join(sorted(_LISTED))} cannot be opened"
+            )
+    return tuple(f"{name}." for name in names)
+
+
+def _trustable(package: str) -> bool:
+    return package not in _LISTED and package not in sys.stdlib_module_names
+
+
+def _hint(package: str) -> str:
+    """What would let in a class of ``package``, where anything would."""
+    if not _trustable(package):
+        return ""
+    names = ",".join([*(name.rstrip(".") for name in _plugins()), package])
+    return f"; if you trust the code of '{package}', allow it with the environment variable {PLUGINS}={names}"
 
 
 def _import(name: str, target: str) -> ModuleType:
+    if not target.startswith(ALLOWED) and (here := os.getcwd()) not in sys.path:
+        sys.path.append(here)  # last, so that a plugin there hides no installed package
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{name}.".startswith(f"{error.name}."):
             raise InputError(f"'{target}' needs '{error.name}', which is not installed") from error
         parent, _, missing = error.name.rpartition(".")
-        near = did_you_mean(missing, _submodules(parent)) if parent else ""
+        absent = f"; install it, put its folder on PYTHONPATH, or run in that folder ({PLUGINS} names it)"
+        near = did_you_mean(missing, _submodules(parent)) if parent else absent
         raise InputError(f"'{target}' does not exist: there is no module '{error.name}'{near}") from error
     except ImportError as error:
         raise InputError(f"'{target}' cannot be imported: {error}") from error
@@ -91,5 +133,5 @@ def _check_origin(found: object, target: str) -> None:
     if not inspect.isclass(found):
         raise InputError(f"'{target}' is no class but {type(found).__name__}; a configuration builds classes only")
     home = f"{found.__module__}."
-    if not home.startswith(ORIGINS) or home.startswith(REFUSED):
+    if home.startswith(REFUSED) or not (home.startswith(ORIGINS) or home.startswith(_plugins())):
         raise InputError(f"'{target}' may not be built from a configuration: it comes from '{found.__module__}'")

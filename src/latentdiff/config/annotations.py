@@ -86,7 +86,7 @@ def shown(value: object) -> str:
 
 def annotations_of(target: Callable[..., object]) -> dict[str, Any]:
     """The evaluated annotations of a constructor or function; one that cannot be evaluated is left out."""
-    function = inspect.unwrap(target.__init__ if inspect.isclass(target) else target)  # type: ignore[misc]
+    function = inspect.unwrap(target.__init__ if inspect.isclass(target) else target)
     module = sys.modules.get(getattr(function, "__module__", None) or target.__module__)
     names = {**vars(typing), **(vars(module) if module else {})}
     found = {}

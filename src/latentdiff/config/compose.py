@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 
 import yaml
@@ -24,20 +25,23 @@ from omegaconf.errors import OmegaConfBaseException
 
 from latentdiff.config import resolvers
 from latentdiff.config.faults import Fault, did_you_mean
+from latentdiff.config.misread import ELSEWHERE, misread
 
 resolvers.register()
 
 VERSION_BASE = "1.3"
-SWEEP_LIMIT = 32
-"""Values of one sweep that are checked."""
+NO_PARTS = ("hydra", "sweep")
+"""Folders of settings that are no parts of a configuration: Hydra's own, and search spaces of `latentdiff sweep`."""
+LINE = 80
+"""Characters of a line that lists names."""
 
-_COMPOSE_ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError)
+COMPOSE_ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError)
 
 
 @contextmanager
-def opened(configs: Path) -> Iterator[ConfigLoader]:
+def opened(configs: Path, *, job_name: str = "check") -> Iterator[ConfigLoader]:
     """Hydra with ``configs`` as its folder, closed again afterwards."""
-    with initialize_config_dir(str(configs.resolve()), job_name="check", version_base=VERSION_BASE):
+    with initialize_config_dir(str(configs.resolve()), job_name=job_name, version_base=VERSION_BASE):
         yield GlobalHydra.instance().config_loader()
 
 
@@ -48,6 +52,7 @@ def compose(configs: Path, config_name: str, overrides: Sequence[str]) -> tuple[
     """
     with opened(configs) as loader:
         parsed, faults = _parse(overrides, loader)
+        _list_searched(parsed, loader)
         in_groups = [fault for override in parsed for fault in _group_faults(override, loader)]
         if in_groups:
             return None, faults + in_groups
@@ -57,10 +62,11 @@ def compose(configs: Path, config_name: str, overrides: Sequence[str]) -> tuple[
             try:
                 cfg = hydra_compose(config_name, overrides=lines, return_hydra_config=True)
                 _make_hydra_resolvable(cfg)
-            except _COMPOSE_ERRORS as error:
+            except COMPOSE_ERRORS as error:
                 culprit = _culprit(error, parsed)
                 if culprit is None:
-                    return None, [*faults, *_unknown_faults(unknown, None, loader), _file_fault(error, configs)]
+                    faults += _unknown_faults(unknown, None, loader)
+                    return None, faults if faults and _is_unchosen(error) else [*faults, _file_fault(error, configs)]
                 parsed.remove(culprit)
                 if _is_unknown(error):
                     unknown.append(culprit)
@@ -74,46 +80,18 @@ def compose(configs: Path, config_name: str, overrides: Sequence[str]) -> tuple[
         return cfg, faults
 
 
-def expand_sweeps(configs: Path, overrides: Sequence[str]) -> list[list[str]]:
-    """Command lines that together name every value swept over: the first of each, then one changed at a time.
-
-    Of a long sweep the first ``SWEEP_LIMIT``; one that cannot be listed (``interval``) is left out, and lines that
-    do not parse stay as they are.
-    """
-    with opened(configs) as loader:
-        choices = [_choices(line, loader) for line in overrides]
-    choices = [options for options in choices if options]
-    first = [options[0] for options in choices]
-    others = [
-        [*first[:i], option, *first[i + 1 :]] for i, options in enumerate(choices) for option in dict.fromkeys(options)
-    ]
-    return [first, *(line for line in others if line != first)]
-
-
-def _choices(line: str, loader: ConfigLoader) -> list[str]:
-    try:
-        override = OverridesParser.create(config_loader=loader).parse_overrides([line])[0]
-    except HydraException:
-        return [line]
-    if not override.is_sweep_override():
-        return [line]
-    if not override.is_discrete_sweep():
-        return []
-    values = islice(override.sweep_string_iterator(), SWEEP_LIMIT)
-    return [f"{override.get_key_element()}={value}" for value in values]
-
-
 def _parse(overrides: Sequence[str], loader: ConfigLoader) -> tuple[list[Override], list[Fault]]:
     parser = OverridesParser.create(config_loader=loader)
     parsed, faults = [], []
-    for line in overrides:
+    words = [line for line in overrides if "=" not in line.lstrip("=") and not line.startswith("~")]
+    if words:
+        faults.append(misread(words, {group: _options(group, loader) for group in _groups("", loader)}))
+    for line in [line for line in overrides if line not in words]:
         try:
             override = parser.parse_overrides([line])[0]
         except HydraException as error:
-            reason = str(error).splitlines()[0]
-            key, equals, _ = line.partition("=")
-            hint = "write key=value" if not equals else f"quote the value for Hydra: '{key}=\"...\"'"
-            faults.append(Fault(key if equals else "", f"cannot read '{line}' ({reason}); {hint}"))
+            key, reason = line.partition("=")[0], str(error).splitlines()[0]
+            faults.append(Fault(key, f"cannot read '{line}' ({reason}); quote the value for Hydra: '{key}=\"...\"'"))
             continue
         if override.is_sweep_override():
             faults.append(
@@ -126,6 +104,16 @@ def _parse(overrides: Sequence[str], loader: ConfigLoader) -> tuple[list[Overrid
         else:
             parsed.append(override)
     return parsed, faults
+
+
+def _list_searched(parsed: Sequence[Override], loader: ConfigLoader) -> None:
+    """Has the loader list the groups of hydra.searchpath too, at which Hydra itself looks only while composing."""
+    searched = loader.get_search_path()
+    for override in parsed:
+        folders = override.value() if override.key_or_group == "hydra.searchpath" else None
+        for folder in folders if isinstance(folders, list) else ():
+            searched.prepend("hydra.searchpath", str(folder), "schema")
+            loader.repository.initialize_sources(searched)  # type: ignore[attr-defined]
 
 
 def _group_faults(override: Override, loader: ConfigLoader) -> Iterator[Fault]:
@@ -143,11 +131,14 @@ def _group_faults(override: Override, loader: ConfigLoader) -> Iterator[Fault]:
     for option in value if isinstance(value, list) else [value]:
         if option is None or option == "???" or (isinstance(option, str) and option.removesuffix(".yaml") in options):
             continue
-        yield Fault(group, f"there is no '{group}/{option}'{did_you_mean(str(option), options)}{_available(options)}")
+        absent = f"there is no '{group}/{option}'{did_you_mean(str(option), options)}" if option else "choose one"
+        yield Fault(group, absent + _available(options))
 
 
 def _available(options: Sequence[str]) -> str:
-    return f"\n  available: {', '.join(options)}"
+    listed = f"available: {', '.join(options)}"
+    lines = textwrap.wrap(listed, LINE, initial_indent="  ", subsequent_indent="    ", break_on_hyphens=False)
+    return "\n" + "\n".join(lines)
 
 
 def _options(group: str, loader: ConfigLoader) -> list[str]:
@@ -158,7 +149,7 @@ def _options(group: str, loader: ConfigLoader) -> list[str]:
 
 
 def _groups(parent: str, loader: ConfigLoader) -> list[str]:
-    names = [f"{parent}/{name}" if parent else name for name in loader.list_groups(parent) if name != "hydra"]
+    names = [f"{parent}/{name}" if parent else name for name in loader.list_groups(parent) if name not in NO_PARTS]
     return list(chain.from_iterable([name, *_groups(name, loader)] for name in names))
 
 
@@ -175,6 +166,10 @@ def _culprit(error: Exception, parsed: Sequence[Override]) -> Override | None:
         if text.startswith(f"Multiple values for {key}."):
             return override
     return None
+
+
+def _is_unchosen(error: Exception) -> bool:
+    return str(error).startswith("You must specify")
 
 
 def _is_unknown(error: Exception) -> bool:
@@ -200,6 +195,8 @@ def _reason(error: BaseException) -> str:
         return f"expected {words.get(match[3], match[3])}, got '{match[1]}' ({match[2]})"
     if "is not Optional" in line:
         return "expected a value, got null"
+    if line.startswith("Invalid value assigned") and "ListConfig" in line:
+        return "expected a list, [a,b]"
     return line
 
 
@@ -207,14 +204,20 @@ def _unknown_faults(unknown: Sequence[Override], cfg: DictConfig | None, loader:
     faults = []
     for override in unknown:
         key = override.key_or_group
-        if _options(key, loader):
+        if _options(key, loader) and (cfg is None or key in cfg):
             faults.append(Fault(key, f"no '{key}' is chosen here that could be replaced; add one with +{key}=NAME"))
             continue
         names = [] if cfg is None else [name for name in _keys(cfg, "") if not name.startswith("hydra.")]
         names += [] if "." in key else _groups("", loader)
-        near = did_you_mean(key, [name for name in names if name != key])
+        meant = [name for name in ELSEWHERE.get(key, ()) if name in names]
+        near = (
+            f"; did you mean {' or '.join(meant)}?"
+            if meant
+            else did_you_mean(key, [name for name in names if name != key and not name.startswith(f"{key}/")])
+        )
         verb = "removed" if override.is_delete() else "set"
-        faults.append(Fault(key, f"there is no such key to be {verb}{near}"))
+        absent = "this program has no such key" if _options(key, loader) else f"there is no such key to be {verb}"
+        faults.append(Fault(key, absent + near))
     return faults
 
 
@@ -244,13 +247,15 @@ def _file_fault(error: Exception, configs: Path) -> Fault:
         unknown = re.match(r"Key '(.+?)' (is )?not in '(\w+)'", rest)
         if unknown:
             schemas = [node.node for node in ConfigStore.instance().repo.values() if hasattr(node, "node")]
-            fields = [list(node) for node in schemas if OmegaConf.get_type(node).__name__ == unknown[3]]
+            fields = [
+                list(node) for node in schemas if getattr(OmegaConf.get_type(node), "__name__", None) == unknown[3]
+            ]
             reason, near = "there is no such key", did_you_mean(unknown[1], chain.from_iterable(fields))
         return Fault(full_key, f"{reason} (in {configs / match['file']}.yaml){near}")
     missing = re.match(r"You must specify '(.+?)'", text)
     if missing:
         options = re.findall(r"^\t(\S+)$", text, re.MULTILINE)
-        return Fault(missing[1], f"must be chosen: {missing[1]}=NAME" + _available(options))
+        return Fault(missing[1], f"must be chosen: {missing[1]}=NAME; --help describes them" + _available(options))
     return Fault("", text.strip())
 
 

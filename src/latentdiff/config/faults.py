@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -21,13 +22,17 @@ class Fault:
 def did_you_mean(name: str, options: Iterable[str], limit: int = 3) -> str:
     """``'; did you mean a or b?'``, or nothing where no option is near.
 
-    Dotted names are compared as a whole and by their last part, so that ``channels`` finds ``backbone.channels``.
+    Names with dots or slashes are compared as a whole and by their last part, so that ``channels`` finds
+    ``backbone.channels`` and ``sd1`` finds ``paper/sd1``.
     """
     options = sorted({str(option) for option in options})
     near = [option for option in options if option.lower() == name.lower()]
     near += [option for option in get_close_matches(name, options, limit, 0.6) if option not in near]
     if len(near) < limit:
-        last = name.rpartition(".")[2]
-        tails = get_close_matches(last, sorted({option.rpartition(".")[2] for option in options}), 2, 0.75)
-        near += [o for tail in tails for o in options if o.rpartition(".")[2] == tail and o not in near]
+        tails = get_close_matches(_last(name), sorted({_last(option) for option in options}), 2, 0.75)
+        near += [o for tail in tails for o in options if _last(o) == tail and o not in near]
     return f"; did you mean {' or '.join(near[:limit])}?" if near else ""
+
+
+def _last(name: str) -> str:
+    return re.split(r"[./]", name)[-1]

@@ -7,7 +7,8 @@ from omegaconf import OmegaConf
 
 def add(*numbers: int | None) -> int | None:
     """The sum; null where any is null, as the shape of the latents is until the first stage is known."""
-    return None if None in numbers else sum(numbers)
+    known = [number for number in numbers if number is not None]
+    return sum(known) if len(known) == len(numbers) else None
 
 
 def register() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Collection, Mapping
 from fnmatch import fnmatchcase
 from typing import Any
@@ -56,6 +57,8 @@ class _Walk:
     def __init__(self, injected: Mapping[str, Collection[str]]) -> None:
         self.faults: list[Fault] = []
         self.injected = injected
+        self.copied: dict[str, str] = {}
+        """Key that is an interpolation of another -> that one."""
 
     def fault(self, key: str, message: str) -> None:
         self.faults.append(Fault(key, message))
@@ -67,13 +70,15 @@ class _Walk:
         if not isinstance(node, DictConfig):
             return node
         names = list(node._content) if isinstance(node._content, dict) else []
-        values = {name: self._child(node, name, f"{key}.{name}" if key else str(name), silent) for name in names}
+        values = {name: self._child(node, name, f"{key}.{name!s}" if key else str(name), silent) for name in names}
         return self._part(values, key, silent) if "_target_" in values else values
 
     def _child(self, node: DictConfig | ListConfig, name: Any, key: str, silent: bool) -> object:
         raw = node._get_node(name, throw_on_missing_value=False)
         assert not isinstance(raw, list)
         interpolated = raw is not None and raw._is_interpolation()
+        if raw is not None and interpolated and (other := re.fullmatch(r"\$\{(\w[\w.]*)\}", str(raw._value()))):
+            self.copied[key] = other[1]
         try:
             value = node[name]
         except (MissingMandatoryValue, InterpolationToMissingValueError):
@@ -88,6 +93,12 @@ class _Walk:
         if value is None:
             return None
         return self.value_of(value, key, silent=silent or interpolated)
+
+    def _source(self, key: str) -> str:
+        """Where the value at ``key`` is written: one wrong value has one fault, however many refer to it."""
+        while key in self.copied:
+            key = self.copied[key]
+        return key
 
     def _part(self, values: dict, key: str, silent: bool) -> Part:
         name, partial = values["_target_"], values.get("_partial_", False) is True
@@ -125,8 +136,9 @@ class _Walk:
                 self.fault(f"{key}.{name}", f"{values['_target_']} needs it; set it with +{key}.{name}=VALUE")
         wanted = annotations_of(target)
         for name in [n for n in named if n in given and n in wanted]:
-            if not fits(values[name], wanted[name]):
-                self.fault(f"{key}.{name}", f"expected {describe(wanted[name])}, got {shown(values[name])}")
+            if not fits(value := values[name], wanted[name]):
+                at = f"{key}.{name}" if isinstance(value, Part | dict) else self._source(f"{key}.{name}")
+                self.fault(at, f"expected {describe(wanted[name])}, got {shown(value)}")
 
 
 def _list(names: Collection[str]) -> str:

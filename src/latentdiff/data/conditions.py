@@ -1,4 +1,5 @@
-"""What a batch holds beside image, caption and label, made sample by sample: maps, masks, small images, sizes."""
+"""What a batch holds beside image, caption and label, made sample by sample: maps, masks, small images, sizes,
+numbers."""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ from latentdiff.config.faults import did_you_mean
 from latentdiff.data.sample import Sample
 from latentdiff.data.shard_set import ShardSet
 
-FIELDS = ("segmentation", "mask", "low_res", "size")
+FIELDS = ("segmentation", "mask", "low_res", "size", "numbers")
 """Fields of ``Batch`` that a condition can make."""
 
 
@@ -85,6 +86,7 @@ def check_value(name: str, value: Tensor, height: int, width: int) -> None:
         "mask": (torch.uint8, (1, height, width)),
         "low_res": (torch.uint8, (3, *shape[1:])),
         "size": (torch.int64, (6,)),
+        "numbers": (torch.float32, (value.numel(),)),
     }[name]
     smaller = name != "low_res" or (len(shape) == 3 and shape[1] < height and shape[2] < width)
     if (dtype, shape) != wanted or not smaller:

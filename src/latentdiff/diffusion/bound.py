@@ -75,7 +75,7 @@ def variational_bound(
         InputError: ``steps`` below 1, or above the number of entries after the first.
     """
     path, x0 = denoiser.path, at_least_float32(x0)
-    levels = _table_levels(denoiser) if path.steps is not None else _continuous_levels(denoiser)
+    levels = _continuous_levels(denoiser) if path.steps is None else _table_levels(denoiser, path.steps)
     steps = _checked_steps(path, levels, steps)
     place = torch.special.ndtr(noise_at(steps + 1).to(x0).flatten(1)[:, 0].double())
     diffusion = torch.zeros_like(place)
@@ -100,17 +100,17 @@ class _Levels:
     count: int | None = None
 
 
-def _table_levels(denoiser: Denoiser) -> _Levels:
-    path = denoiser.path
-    entries = int(denoiser.t_max * path.steps + 1e-6)
+def _table_levels(denoiser: Denoiser, table: int) -> _Levels:
+    """``table``: entries of the path's."""
+    path, entries = denoiser.path, int(denoiser.t_max * table + 1e-6)
     count = entries - 1
 
     def at(u: Tensor) -> tuple[Tensor, Tensor]:
         index = 1 + (u * count).floor().clamp(max=count - 1)
-        t, previous = (index + 1) / path.steps, index / path.steps
+        t, previous = (index + 1) / table, index / table
         return t, 0.5 * count * (path.log_snr(previous).exp() - path.log_snr(t).exp())
 
-    return _Levels(least_noisy=1 / path.steps, noisiest=entries / path.steps, at=at, count=count)
+    return _Levels(least_noisy=1 / table, noisiest=entries / table, at=at, count=count)
 
 
 def _continuous_levels(denoiser: Denoiser) -> _Levels:
@@ -121,8 +121,8 @@ def _continuous_levels(denoiser: Denoiser) -> _Levels:
         log_snr = high + u * (low - high)
         return path.time_at(log_snr), 0.5 * (high - low) * log_snr.exp()
 
-    ends = (path.time_at(_scalar(level)).item() for level in (high, low))
-    return _Levels(*ends, at=at)
+    least_noisy, noisiest = (path.time_at(_scalar(level)).item() for level in (high, low))
+    return _Levels(least_noisy=least_noisy, noisiest=noisiest, at=at)
 
 
 def _checked_steps(path: Path, levels: _Levels, steps: int | None) -> int:

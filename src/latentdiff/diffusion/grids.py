@@ -169,6 +169,7 @@ def _entries(grid: object, path: Path, steps: int, t_max: float, spare: int = 0)
 def _from_index(index: Tensor, path: Path, last: int) -> Tensor:
     """Times of table indices, with ``last`` (-1 is t = 0) appended."""
     index = torch.cat([index.double(), torch.tensor([last], dtype=torch.float64)])
+    assert path.steps is not None  # _entries has looked
     return ((index + 1) / path.steps).float()
 
 

@@ -190,7 +190,7 @@ class ClassifierGuidance(nn.Module):
                 "Interval, Rescaled or Several"
             )
         self.classifier, self.scale = classifier, scale
-        self.base: Guidance = base or Unguided()
+        self.base = Unguided() if base is None else base
 
     @property
     def needs_null(self) -> bool:

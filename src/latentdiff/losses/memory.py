@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 class Memory(nn.Module):
@@ -12,6 +12,8 @@ class Memory(nn.Module):
     They live outside the tensor while training, so that reading them never waits for a GPU and adding to them launches
     nothing there; the tensor is written when the state is asked for. They must be equal on all ranks.
     """
+
+    saved: Tensor
 
     def __init__(self, values: dict[str, float]):
         super().__init__()

@@ -27,6 +27,7 @@ class CaptionAccuracy:
     def measure(self, images: Tensor, batch: Batch) -> dict[str, Column]:
         """Images, uint8 (B, 3, H, W), made for ``batch.attributes`` (see ``shapes.scene.attributes``)."""
         self.check(batch)
+        assert batch.attributes is not None
         return {
             "read": [checker.described(reading) for reading in checker.read(images)],
             "wanted": [checker.described(scene) for scene in batch.attributes],

@@ -8,7 +8,7 @@ from latentdiff.config.errors import InputError
 from latentdiff.metrics.features.base import POOL, SPATIAL, Features
 from latentdiff.metrics.gaussian import FrechetStatistics, frechet_distance, frechet_distance_of
 from latentdiff.metrics.on_features import Naming, on_layer
-from latentdiff.metrics.reference import Reference
+from latentdiff.metrics.reference import Reference, given
 from latentdiff.types import Rows
 
 FID_MINIMUM = 10_000
@@ -48,7 +48,7 @@ class FrechetDistance:
         self.layers = (layer,)
 
     def __call__(self, rows: Rows, reference: Reference | None, naming: Naming) -> dict[str, float]:
-        real = reference.moments(self.layer)
+        real = given(reference).moments(self.layer)
         self.check_reference(real.count)
         if len(rows) < len(real.mean):
             distance = frechet_distance_of(rows.column(self.layer), real)

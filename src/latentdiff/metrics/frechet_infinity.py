@@ -14,7 +14,7 @@ from latentdiff.metrics.features.base import POOL, Features
 from latentdiff.metrics.frechet import frechet_name
 from latentdiff.metrics.gaussian import FrechetStatistics, frechet_distance
 from latentdiff.metrics.on_features import Naming
-from latentdiff.metrics.reference import Reference
+from latentdiff.metrics.reference import Reference, given
 from latentdiff.types import Rows
 
 
@@ -41,7 +41,7 @@ class FrechetInfinity:
         self.layers = (layer,)
 
     def __call__(self, rows: Rows, reference: Reference | None, naming: Naming) -> dict[str, float]:
-        features, real = rows.column(self.layer), reference.moments(self.layer)
+        features, real = rows.column(self.layer), given(reference).moments(self.layer)
         sizes = np.linspace(self._least(features.shape[1], len(features)), len(features), self.points).astype(int)
         distances = [
             frechet_distance(FrechetStatistics.of(self._subset(features, number, int(size))), real)

@@ -30,12 +30,12 @@ class FrechetStatistics:
     def of_blocks(cls, blocks: Iterable[Tensor]) -> FrechetStatistics:
         """From consecutive features (n, d), seen once: memory does not grow with N. Sums are around the first block's
         mean, so that the covariance is no difference of large numbers."""
-        count, origin, total, products = 0, None, None, None
+        count, origin = 0, torch.empty(0)
         for block in blocks:
             if block.ndim != 2:
                 raise ValueError(f"expected features (N, d); got {tuple(block.shape)}")
             x = block.double()
-            if origin is None:
+            if count == 0:
                 origin = x.mean(dim=0)
                 total, products = torch.zeros_like(origin), origin.new_zeros(len(origin), len(origin))
             x = x - origin

@@ -45,6 +45,8 @@ class HoleAttributes:
     def measure(self, images: Tensor, batch: Batch) -> dict[str, Column]:
         """Images, uint8 (B, 3, H, W), that were to continue ``batch.image`` where ``batch.mask`` is 1."""
         self.check(batch)
+        assert batch.mask is not None
+        assert batch.attributes is not None
         holes = batch.mask.cpu()
         small = interpolate(holes.float(), size=(checker.SIDE,) * 2, mode="nearest-exact")[:, 0].numpy() > 0
         return {

@@ -12,7 +12,7 @@ from latentdiff.config.errors import InputError
 from latentdiff.diffusion.noise import keyed_generator
 from latentdiff.metrics.features.base import POOL, Features
 from latentdiff.metrics.on_features import Naming, on_layer
-from latentdiff.metrics.reference import Reference
+from latentdiff.metrics.reference import Reference, given
 from latentdiff.types import Rows
 
 Kernel = Callable[[Tensor, Tensor], Tensor]
@@ -56,7 +56,7 @@ class KernelDistance:
         self.layers = (layer,)
 
     def __call__(self, rows: Rows, reference: Reference | None, naming: Naming) -> dict[str, float]:
-        sets = {"generated": rows.column(self.layer), "real": reference.features(self.layer)}
+        sets = {"generated": rows.column(self.layer), "real": given(reference).features(self.layer)}
         for whose, features in sets.items():
             self._check(whose, len(features))
         found = []
@@ -111,7 +111,7 @@ class GaussianKernelDistance:
         self.layers = (layer,)
 
     def __call__(self, rows: Rows, reference: Reference | None, naming: Naming) -> dict[str, float]:
-        sets = rows.column(self.layer), reference.features(self.layer)
+        sets = rows.column(self.layer), given(reference).features(self.layer)
         for features in sets:
             self._check(len(features))
         generated, real = (F.normalize(features.double(), dim=1) for features in sets)

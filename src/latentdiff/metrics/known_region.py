@@ -27,6 +27,8 @@ class KnownRegion:
     def measure(self, images: Tensor, batch: Batch) -> dict[str, Column]:
         """Images, uint8 (B, 3, H, W), that were to continue ``batch.image`` where ``batch.mask`` is 1."""
         self.check(batch)
+        assert batch.image is not None
+        assert batch.mask is not None
         values = known_psnr(images, batch.image.to(images.device), batch.mask.to(images.device))
         return {"psnr": values.clamp(max=PSNR_CEILING)}
 

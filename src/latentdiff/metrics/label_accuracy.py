@@ -35,6 +35,7 @@ class LabelAccuracy:
     def measure(self, images: Tensor, batch: Batch) -> dict[str, Column]:
         """Images, uint8 (B, 3, H, W), made for ``batch.label``, indices into ``shapes.scene.SHAPES``."""
         self.check(batch)
+        assert batch.label is not None
         found = [[o.shape for o in reading.objects[:MOST_OBJECTS]] for reading in checker.read(images)]
         return {"found": found, "wanted": [SHAPES[int(label)] for label in batch.label]}
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -69,7 +71,7 @@ class LatentDiagnostics:
             InputError: an index is none of the codebook's.
         """
         mean = posterior.mean.double()
-        found = {
+        found: dict[str, Column] = {
             "size": torch.tensor(mean.shape[-2:]).expand(len(mean), 2),
             "sums": channel_sums(posterior),
             "products": torch.einsum("bchw,bdhw->bcd", mean, mean),
@@ -115,7 +117,7 @@ class LatentDiagnostics:
 
 def _total(rows: Rows, name: str) -> Tensor:
     """Over all images, in their order; a block of them in memory at a time."""
-    return sum(block.sum(0) for block in rows.blocks(name))
+    return functools.reduce(torch.add, (block.sum(0) for block in rows.blocks(name)))
 
 
 def _size(rows: Rows) -> tuple[int, int]:

@@ -29,8 +29,11 @@ class LowResolutionConsistency:
     def measure(self, images: Tensor, batch: Batch) -> dict[str, Column]:
         """Images, uint8 (B, 3, H, W), made from ``batch.low_res``."""
         self.check(batch)
+        assert batch.low_res is not None
         small = batch.low_res.to(images.device)
-        found = {"low_res_psnr": psnr(resized(images, small.shape[-2:]), small).clamp(max=PSNR_CEILING)}
+        found: dict[str, Column] = {
+            "low_res_psnr": psnr(resized(images, (small.shape[-2], small.shape[-1])), small).clamp(max=PSNR_CEILING)
+        }
         if batch.image is not None:
             found["psnr"] = psnr(images, batch.image.to(images.device)).clamp(max=PSNR_CEILING)
         return found

@@ -175,7 +175,8 @@ class OnFeatures:
         """Raises InputError where a measure needs a reference and there is none."""
         if reference is None and self.needs_reference:
             raise InputError(f"{self.features.name}: these measures compare with real images, there is no reference")
-        naming, found = self._naming(len(rows)), {}
+        naming = self._naming(len(rows))
+        found: dict[str, object] = {}
         for measure in self.measures:
             found |= measure(rows, reference if measure.needs_reference else None, naming)
         return found

@@ -14,7 +14,7 @@ from latentdiff.metrics.neighbour_balls import (
     names_of_compared,
 )
 from latentdiff.metrics.on_features import Naming
-from latentdiff.metrics.reference import Reference
+from latentdiff.metrics.reference import Reference, given
 from latentdiff.types import Rows
 
 
@@ -43,7 +43,9 @@ class PrecisionRecall:
         self.layers = (layer,)
 
     def __call__(self, rows: Rows, reference: Reference | None, naming: Naming) -> dict[str, float]:
-        generated, real = compared_features(rows, reference, self.layer, k=self.k, count=self.count, seed=self.seed)
+        generated, real = compared_features(
+            rows, given(reference), self.layer, k=self.k, count=self.count, seed=self.seed
+        )
         real_radii, radii = ball_radii(real, self.k), ball_radii(generated, self.k)
         precise, recalled = 0, torch.zeros(len(real), dtype=torch.bool)
         for block, squared in distance_blocks(generated, real):

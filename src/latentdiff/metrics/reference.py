@@ -12,12 +12,12 @@ from latentdiff.types import Rows
 
 
 class Reference(Protocol):
-    """Real images as one extractor sees them.
+    """Real images as one extractor sees them."""
 
-    ``count``: how many the moments are of, None where nobody has told.
-    """
-
-    count: int | None
+    @property
+    def count(self) -> int | None:
+        """How many the moments are of, None where nobody has told."""
+        ...
 
     def moments(self, layer: str) -> FrechetStatistics:
         """Mean and covariance. Raises InputError where the reference does not have the layer."""
@@ -30,6 +30,13 @@ class Reference(Protocol):
     def describe(self) -> dict[str, object]:
         """For the protocol card."""
         ...
+
+
+def given(reference: Reference | None) -> Reference:
+    """Raises ValueError where there is none; ``OnFeatures`` has refused that before."""
+    if reference is None:
+        raise ValueError("this number compares with real images, and there is no reference")
+    return reference
 
 
 class MeasuredReference:

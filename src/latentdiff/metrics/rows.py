@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -22,7 +23,7 @@ class JoinedRows:
     """
 
     def __init__(self, parts: Sequence[Part]):
-        self._parts = [columns for _, columns in sorted(parts, key=lambda part: part[0])]
+        self._parts: list[Mapping[str, Any]] = [columns for _, columns in sorted(parts, key=lambda part: part[0])]
         counts = [_count(columns) for columns in self._parts]
         expected, self._count = 0, sum(counts)
         for (start, _), count in zip(sorted(parts, key=lambda part: part[0]), counts):
@@ -36,7 +37,7 @@ class JoinedRows:
     def __len__(self) -> int:
         return self._count
 
-    def column(self, name: str) -> Column:
+    def column(self, name: str) -> Any:
         parts = [columns[name] for columns in self._parts]
         return torch.cat(parts) if isinstance(parts[0], Tensor) else [row for part in parts for row in part]
 
@@ -54,7 +55,7 @@ def gathered(parts: Sequence[Part]) -> JoinedRows:
     return JoinedRows(every)
 
 
-def column_if_any(rows: Rows, name: str) -> Column | None:
+def column_if_any(rows: Rows, name: str) -> Any:
     """The whole column, None where these images have none of that name."""
     try:
         return rows.column(name)

@@ -48,6 +48,7 @@ class SemanticIou:
     def measure(self, images: Tensor, batch: Batch) -> dict[str, Column]:
         """Images, uint8 (B, 3, H, W), made for ``batch.segmentation`` -> both maps, uint8 (B, 64, 64)."""
         self.check(batch)
+        assert batch.segmentation is not None
         size = (checker.SIDE,) * 2
         given = interpolate(batch.segmentation[:, None].float().cpu(), size=size, mode="nearest-exact")[:, 0].byte()
         if strange := set(given.unique().tolist()) - {*range(len(self.classes)), UNLABELLED}:

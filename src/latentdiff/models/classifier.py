@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,8 @@ class NoisyClassifier(nn.Module):
 
     The network sees ``x_t / sqrt(alpha^2 + sigma^2)``, of variance 1 on every path, and the path's network time.
     """
+
+    network: Any
 
     def __init__(self, *, network: nn.Module, path: Path) -> None:
         super().__init__()
@@ -98,7 +101,7 @@ class EncoderClassifier(nn.Module):
         def attention(width: int) -> AttentionBlock:
             return AttentionBlock(channels=width, heads=width // head_width, norm_groups=norm_groups)
 
-        blocks = [[nn.Conv2d(in_channels * patch**2, channels, 3, padding=1)]]
+        blocks: list[list[nn.Module]] = [[nn.Conv2d(in_channels * patch**2, channels, 3, padding=1)]]
         now = channels
         for level, width in enumerate(widths):
             for _ in range(num_res_blocks):
@@ -118,7 +121,7 @@ class EncoderClassifier(nn.Module):
                 f"classifier: expected latents of {self.in_channels} channels, height and width multiples of "
                 f"{self.factor}; got {tuple(x.shape[1:])}"
             )
-        dtype = self.time_embed[0].weight.dtype
+        dtype = next(self.time_embed.parameters()).dtype
         emb = self.time_embed(timestep_embedding(t, self.channels).to(dtype))
         x = self.fold(x)
         for block in (*self.input_blocks, self.middle_block):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -44,7 +45,7 @@ class PatchDiscriminator(nn.Module):
         norm_groups: int = 32,
     ) -> None:
         super().__init__()
-        norms = {
+        norms: dict[str, Callable[[int], nn.Module]] = {
             "group": lambda width: GroupNorm(width, norm_groups),
             "batch": BatchNorm,
             "instance": lambda width: GroupNorm(width, width),

@@ -27,6 +27,9 @@ class LPIPS(nn.Module):
     it. Raises InputError where the weights are missing, unreadable or cannot be downloaded.
     """
 
+    shift: Tensor
+    scale: Tensor
+
     def __init__(self, *, weights: str | None = None) -> None:
         super().__init__()
         self.stages = nn.ModuleList(nn.ModuleList(map(_conv, widths, widths[1:])) for widths in _STAGES)
@@ -52,7 +55,7 @@ class LPIPS(nn.Module):
         taps = []
         for i, stage in enumerate(self.stages):
             x = F.max_pool2d(x, 2) if i > 0 else x
-            for conv in stage:
+            for conv in stage.children():
                 x = F.relu(conv(x))
             taps.append(x)
         return taps
@@ -63,7 +66,7 @@ class LPIPS(nn.Module):
         number = 0
         try:
             for stage in self.stages:
-                for conv in stage:
+                for conv in stage.children():
                     layer = {k: state[f"features.{number}.{k}"] for k in ("weight", "bias")}
                     conv.load_state_dict(layer)
                     number += 2
@@ -74,8 +77,11 @@ class LPIPS(nn.Module):
             ) from error
 
     def _load_heads(self) -> None:
-        package = importlib.util.find_spec("torchmetrics").submodule_search_locations[0]
-        state = torch.load(Path(package, "functional/image/lpips_models/vgg.pth"), "cpu", weights_only=True)
+        spec = importlib.util.find_spec("torchmetrics")
+        assert spec is not None
+        assert spec.origin is not None
+        heads = Path(spec.origin).parent / "functional/image/lpips_models/vgg.pth"
+        state = torch.load(heads, "cpu", weights_only=True)
         with torch.no_grad():
             for i, head in enumerate(self.heads):
                 head.copy_(state[f"lin{i}.model.1.weight"])

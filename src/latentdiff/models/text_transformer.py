@@ -83,8 +83,8 @@ class TextTransformer(nn.Module):
         with torch.no_grad():
             self.position_embedding.copy_(0.7 * timestep_embedding(places, self.width, max_period=100.0))
             for block in self.blocks:
-                for output in (block.attn.to_out[0], block.ff.net[2]):
-                    output.weight.mul_((2 * layers) ** -0.5)
+                for output in (block.attn.to_out[0], block.ff.net[2]):  # type: ignore[union-attr,index]
+                    output.weight.mul_((2 * layers) ** -0.5)  # type: ignore[union-attr]
 
     def forward(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
         """tokens int64 (B, L), mask bool (B, L), True where a token is real; features of masked tokens mean nothing.

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 
 from latentdiff.nn.norms import GroupNorm
 
@@ -47,14 +49,14 @@ class _WeightsAgain(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: FunctionCtx, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
         ctx.save_for_backward(q, k, v)
         ctx.scale = scale
         return _weights(q, k, scale) @ v
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         q, k, v = ctx.saved_tensors
         weights = _weights(q, k, ctx.scale)
         d_weights = grad @ v.transpose(-1, -2)
@@ -72,7 +74,7 @@ def _weights(q: Tensor, k: Tensor, scale: float) -> Tensor:
 def _added(keys: Tensor | None, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
     """What is added to the logits, broadcastable to (B, heads, L, S): the lowest number where a key does not count."""
     if keys is None:
-        return bias[None].to(dtype)
+        return torch.zeros((), dtype=dtype) if bias is None else bias[None].to(dtype)
     start = torch.zeros(keys.shape, dtype=dtype, device=keys.device) if bias is None else bias[None].to(dtype)
     return start.masked_fill(~keys, torch.finfo(dtype).min)
 

@@ -105,9 +105,9 @@ class DiTBlock(nn.Module):
         super().__init__()
         self.norm1 = plain_norm(width, rms_norm)
         self.attention = SelfAttention(width=width, heads=heads, qk_norm=qk_norm)
-        self.cross_norm, self.cross_attention = None, None
+        self.cross_norm = None if context_dim is None else plain_norm(width, rms_norm)
+        self.cross_attention = None
         if context_dim is not None:
-            self.cross_norm = plain_norm(width, rms_norm)
             self.cross_attention = TokenAttention(width=width, heads=heads, context_dim=context_dim, qk_norm=qk_norm)
         self.norm2 = plain_norm(width, rms_norm)
         self.mlp = SwiGLU(width) if swiglu else MLP(width)
@@ -130,7 +130,7 @@ class DiTBlock(nn.Module):
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(emb)[:, None].chunk(6, dim=-1)
         y = self.norm1(x) * (1 + scale1) + shift1
         x = x + gate1 * self.dropout(self.attention(y, rotary))
-        if self.cross_attention is not None:
+        if self.cross_attention is not None and self.cross_norm is not None:
             x = x + self.dropout(self.cross_attention(self.cross_norm(x), context, mask))
         y = self.norm2(x) * (1 + scale2) + shift2
         return x + gate2 * self.dropout(self.mlp(y))

@@ -24,7 +24,7 @@ def freeze(module: M) -> M:
     if is_frozen(module):
         return module
     module.eval()
-    module.train = partial(_stay_in_eval, module)
+    module.train = partial(_stay_in_eval, module)  # type: ignore[method-assign]
     module.register_state_dict_post_hook(_leave_out)
     module.register_load_state_dict_pre_hook(_keep_own)
     return module

@@ -109,10 +109,8 @@ class ResnetBlock(nn.Module):
         self.norm2 = GroupNorm(out_channels, norm_groups, eps=1e-6)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
-        if in_channels != out_channels:
-            self.nin_shortcut = nn.Conv2d(in_channels, out_channels, 1)
-        else:
-            self.nin_shortcut = nn.Identity()
+        changed = in_channels != out_channels
+        self.nin_shortcut = nn.Conv2d(in_channels, out_channels, 1) if changed else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.conv1(F.silu(self.norm1(x)))

@@ -20,7 +20,7 @@ class Stage(nn.Sequential):
     ``skip``, of the stage opposite, is joined to ``x`` along the channels first.
     """
 
-    def forward(
+    def forward(  # type: ignore[override]
         self, x: Tensor, emb: Tensor, context: Tensor | None, mask: Tensor | None, skip: Tensor | None = None
     ) -> Tensor:
         if skip is not None:
@@ -128,8 +128,8 @@ class StageBuilder:
 
 
 def _head_count(width: int, heads: int | None, head_width: int | None) -> int:
-    count = heads if heads is not None else width // head_width
-    if count == 0 or width % count or head_width not in (None, width // count):
+    count = heads if head_width is None else width // head_width
+    if not count or width % count or head_width not in (None, width // count):
         raise InputError(
             f"UNet: a level of {width} channels cannot be split evenly into heads (heads={heads}, "
             f"head_width={head_width}); choose a number that divides every level's channels"

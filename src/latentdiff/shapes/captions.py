@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -69,7 +69,7 @@ def parse(text: str) -> dict[str, Any]:
     for kind, value in _tokens(text):
         if kind == "background":
             background = value or background
-        elif kind == "relation":
+        elif kind == "relation" and value is not None:
             finish()
             relations.append((len(objects) - 1, value))
         elif kind == "article":
@@ -167,7 +167,7 @@ def _place_words() -> dict[str, str]:
 
 def _vocabulary() -> dict[str, tuple[str, str]]:
     """Phrase -> (kind, value)."""
-    tables = [
+    tables: list[tuple[str, Mapping[str, Iterable[str]]]] = [
         ("shape", SHAPE_WORDS),
         ("shape", _MORE_SHAPES),
         ("shape", {shape: (f"{shape}s",) for shape in SHAPES}),

@@ -45,8 +45,8 @@ class Heun:
         raised = [self._raised(path, start, levels[0], len(levels) - 1) for start in levels[:-1]]
         for i, (start, end) in enumerate(pairwise(levels)):
             t = times[i]
-            if raised[i] is not None:
-                t_raised, level = raised[i]
+            if (churned := raised[i]) is not None:
+                t_raised, level = churned
                 x, start, t = self._churn(x, start, level, noise_at(i)), level, times.new_full((), t_raised)
             x0_hat = denoise(x, t.expand(len(x)))
             reached = move(x, x0_hat, start, end)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Protocol, runtime_checkable
 
@@ -58,7 +58,7 @@ def check_images(images: Tensor) -> None:
 
 
 @contextmanager
-def full_precision(device: torch.device):
+def full_precision(device: torch.device) -> Iterator[None]:
     """float32 without autocast and TF32; convolutions by deterministic algorithms that no benchmark chooses."""
     cudnn = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
     before = torch.get_float32_matmul_precision()

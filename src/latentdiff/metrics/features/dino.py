@@ -6,6 +6,7 @@ from collections.abc import Collection
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +39,8 @@ class DinoFeatures(nn.Module):
     """
 
     published = False
+    network: Any
+    """A model of transformers."""
 
     def __init__(self, *, model: str = "facebook/dinov2-large"):
         super().__init__()

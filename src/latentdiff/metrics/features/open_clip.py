@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Collection
 from importlib.metadata import version
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +40,9 @@ class OpenClipFeatures(nn.Module):
     """
 
     published = False
+
+    clip: Any
+    """A model of open_clip."""
 
     def __init__(
         self,
@@ -92,10 +96,11 @@ class OpenClipFeatures(nn.Module):
 
 
 def _captions(batch: Batch) -> list[str]:
-    missing = [key for key, caption in zip(batch.keys, batch.caption or [""] * len(batch)) if not caption.strip()]
+    captions = batch.caption or [""] * len(batch)
+    missing = [key for key, caption in zip(batch.keys, captions) if not caption.strip()]
     if missing:
         raise InputError(
             f"a CLIP score compares images with their captions, and sample '{missing[0]}' has none; give data with "
             "captions or 'prompts', or leave that measure out"
         )
-    return batch.caption
+    return captions

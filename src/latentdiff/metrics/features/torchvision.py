@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -90,7 +91,7 @@ def last_layer(network: nn.Module, model: str) -> nn.Linear:
     )
 
 
-def _remedy(models: object, model: str) -> str:
+def _remedy(models: Any, model: str) -> str:
     return (
         f"get {models.get_model_weights(model).DEFAULT.url} (or an older one of that model) and give its path as the "
         "option 'weights' of TorchvisionFeatures"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -47,7 +48,7 @@ class Autoencoder(nn.Module):
         _check_attention_factors(attention_factors, levels)
         embed_dim = latent_channels if embed_dim is None else embed_dim
         _check_width(embed_dim, latent_channels, bottleneck, convolved=quant_conv and post_quant_conv)
-        shared = {
+        shared: dict[str, Any] = {
             "channels": channels,
             "channel_multipliers": channel_multipliers,
             "num_res_blocks": num_res_blocks,
@@ -73,7 +74,9 @@ class Autoencoder(nn.Module):
     @property
     def last_layer(self) -> nn.Parameter:
         """The weight where the adversarial loss's adaptive weight is measured."""
-        return self.decoder.conv_out.weight
+        weight = self.decoder.conv_out.weight
+        assert isinstance(weight, nn.Parameter)
+        return weight
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         """(C, h, w) of the latent of an image of that size, which must be a multiple of ``factor``."""

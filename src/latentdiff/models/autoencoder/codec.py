@@ -22,6 +22,9 @@ class LatentCodec(nn.Module):
     the quantiser and ``decode`` applies it. Frozen, and absent from its parents' checkpoints.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(
         self,
         *,

@@ -6,6 +6,7 @@ Parameter names and order of operations are the published ones, so SD's autoenco
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from itertools import pairwise
 
 import torch.nn.functional as F
@@ -39,10 +40,10 @@ class _Middle(nn.Module):
 
     def __init__(self, channels: int, *, attention: bool, norm_groups: int, dropout: float) -> None:
         super().__init__()
-        sizes = {"in_channels": channels, "out_channels": channels, "norm_groups": norm_groups, "dropout": dropout}
-        self.block_1 = ResnetBlock(**sizes)
+        block = partial(ResnetBlock, norm_groups=norm_groups, dropout=dropout)
+        self.block_1 = block(in_channels=channels, out_channels=channels)
         self.attn_1 = AttnBlock(channels, norm_groups=norm_groups) if attention else nn.Identity()
-        self.block_2 = ResnetBlock(**sizes)
+        self.block_2 = block(in_channels=channels, out_channels=channels)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.block_2(self.attn_1(self.block_1(x)))
@@ -90,7 +91,7 @@ class Encoder(nn.Module):
         for i, level in enumerate(self.down):
             x = level(x)
             if i < len(self.down) - 1:
-                x = level.downsample(x)
+                x = level.downsample(x)  # type: ignore[operator]
         return self.conv_out(F.silu(self.norm_out(self.mid(x))))
 
 
@@ -133,5 +134,5 @@ class Decoder(nn.Module):
         for i in reversed(range(len(self.up))):
             x = self.up[i](x)
             if i > 0:
-                x = self.up[i].upsample(x)
+                x = self.up[i].upsample(x)  # type: ignore[operator]
         return self.conv_out(F.silu(self.norm_out(x)))

@@ -115,7 +115,7 @@ class DiT(nn.Module):
         return F.pixel_shuffle(x, self.patch)
 
     def _run(
-        self, block: DiTBlock, x: Tensor, emb: Tensor, cond: Conditioning, rotary: tuple[Tensor, Tensor] | None
+        self, block: nn.Module, x: Tensor, emb: Tensor, cond: Conditioning, rotary: tuple[Tensor, Tensor] | None
     ) -> Tensor:
         if self.checkpoint and self.training and torch.is_grad_enabled():
             return recomputed(block, x, emb, cond.tokens, cond.mask, rotary, use_reentrant=False)
@@ -123,11 +123,11 @@ class DiT(nn.Module):
 
     def _embedding(self, t: Tensor, cond: Conditioning) -> Tensor:
         """Of the time, and of the class and the vector where there are: (B, width)."""
-        dtype = self.time_embed[0].weight.dtype
+        dtype = next(self.time_embed.parameters()).dtype
         emb = self.time_embed(timestep_embedding(t, FREQUENCIES).to(dtype))
         if self.num_classes is not None:
             emb = emb + self.class_embedding(cond.label).to(emb.dtype)
-        if self.vector_dim is not None:
+        if cond.vector is not None:
             emb = emb + self.vector_embed(cond.vector.to(dtype))
         return emb
 
@@ -139,11 +139,11 @@ def _tokens(maps: Tensor) -> Tensor:
 
 def _two_layers(width: int, embedding: int) -> nn.Sequential:
     """Weights start normal with deviation 0.02, as in the paper's code."""
-    layers = nn.Sequential(nn.Linear(width, embedding), nn.SiLU(), nn.Linear(embedding, embedding))
-    for layer in (layers[0], layers[2]):
+    first, last = nn.Linear(width, embedding), nn.Linear(embedding, embedding)
+    for layer in (first, last):
         nn.init.normal_(layer.weight, std=0.02)
         nn.init.zeros_(layer.bias)
-    return layers
+    return nn.Sequential(first, nn.SiLU(), last)
 
 
 def _check_widths(width: int, depth: int, heads: int, patch: int, rope: bool) -> None:

@@ -17,7 +17,7 @@ from latentdiff.nn.attention import zero_
 from latentdiff.nn.embeddings import position_embedding, timestep_embedding
 from latentdiff.nn.inputs import joined_input
 from latentdiff.nn.norms import GroupNorm
-from latentdiff.nn.unet_stages import Stage, StageBuilder
+from latentdiff.nn.unet_stages import StageBuilder
 from latentdiff.types import Conditioning
 
 
@@ -117,11 +117,12 @@ class UNet(nn.Module):
         emb = self._embedding(t, cond)
         if self.patch > 1:
             x = F.pixel_unshuffle(x, self.patch)
-        skips = []
+        skips: list[Tensor] = []
         for stage in self.input_blocks:
             x = self._run(stage, x, emb, cond)
             if self.position_embedding and not skips:
-                x = x + position_embedding(*x.shape[-2:], self.channels, x.device).to(x.dtype)
+                height, width = x.shape[-2:]
+                x = x + position_embedding(height, width, self.channels, x.device).to(x.dtype)
             skips.append(x)
         x = self._run(self.middle_block, x, emb, cond)
         for stage in self.output_blocks:
@@ -129,14 +130,14 @@ class UNet(nn.Module):
         x = self.out(x)
         return F.pixel_shuffle(x, self.patch) if self.patch > 1 else x
 
-    def _run(self, stage: Stage, x: Tensor, emb: Tensor, cond: Conditioning, skip: Tensor | None = None) -> Tensor:
+    def _run(self, stage: nn.Module, x: Tensor, emb: Tensor, cond: Conditioning, skip: Tensor | None = None) -> Tensor:
         if self.checkpoint and self.training and torch.is_grad_enabled():
             return recomputed(stage, x, emb, cond.tokens, cond.mask, skip, use_reentrant=False)
         return stage(x, emb, cond.tokens, cond.mask, skip)
 
     def _embedding(self, t: Tensor, cond: Conditioning) -> Tensor:
         """Of the time, and of the class or the vector where there is one: (B, 4 * channels)."""
-        dtype = self.time_embed[0].weight.dtype
+        dtype = next(self.time_embed.parameters()).dtype
         emb = self.time_embed(timestep_embedding(t, self.channels).to(dtype))
         if self.vector_dim is not None:
             return emb + self.label_emb(cond.vector)

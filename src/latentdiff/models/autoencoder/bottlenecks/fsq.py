@@ -37,6 +37,9 @@ class FSQ(Bottleneck):
     """
 
     reduction = "mean"
+    channels: int
+    levels: Tensor
+    strides: Tensor
 
     def __init__(self, *, levels: Sequence[int]) -> None:
         super().__init__()

@@ -48,6 +48,10 @@ class VQ(Bottleneck):
 
     reduction = "mean"
 
+    channels: int
+    counts: Tensor
+    idle: Tensor
+
     def __init__(
         self,
         *,
@@ -190,6 +194,8 @@ class VQ(Bottleneck):
 class _Codebook(nn.Module):
     """Holds the entries under the published name ``embedding.weight``: a parameter where the gradient moves them, else
     a buffer, which no optimiser touches and the averaged model copies as it is."""
+
+    weight: Tensor
 
     def __init__(self, entries: int, channels: int, *, learned: bool) -> None:
         super().__init__()
