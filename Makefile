@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo results test test-slow test-faults test-browser test-gpu bench lint clean
+.PHONY: install demo results notebooks test test-slow test-faults test-browser test-gpu bench docs lint clean
 
 install: $(STAMP)
 
@@ -33,7 +33,7 @@ test-faults: install
 
 # Skipped with the reason where there is no Chromium: playwright's own (playwright install chromium) or the system's.
 test-browser: install
-	$(BIN)/python -m pip install --quiet -e '.[browser]'
+	$(BIN)/python -m pip install --quiet -e '.[browser,demo]'
 	$(BIN)/python -m pytest -m browser -rs
 
 test-gpu: install
@@ -43,10 +43,16 @@ bench: install
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/train_step.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/sample.py
 
-lint: install
+# site/index.html; a link to nothing ends it.
+docs: install
+	$(BIN)/python -m pip install --quiet -e '.[docs]'
+	$(BIN)/mkdocs build --quiet
+
+lint: docs
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports --no-cache
+	$(BIN)/mypy
 
 clean:
-	rm -rf build dist .pytest_cache .ruff_cache
+	rm -rf build dist site .pytest_cache .ruff_cache .mypy_cache

@@ -146,7 +146,7 @@ def test_missing_parts_are_named_and_can_be_given(file, tmp_path: Path, capsys) 
     assert "no text encoder (cond_stage_model.transformer.text_model.* or cond_stage_model.model.*)" in said
     assert "--text-encoder PATH" in said
     pipeline = tmp_path / "pipeline"
-    assert cli.main(["export", str(dest), str(pipeline), "format=diffusers"]) == 0
+    assert cli.main(["export", str(dest), str(pipeline), "--format", "diffusers"]) == 0
     assert run(without_text, tmp_path / "other", *NEEDED[:2], *NEEDED[4:], "--text-encoder", pipeline) == 0
     batch = Batch(keys=["0"], caption=["a red cube"])
     first, second = (load_diffusion(place).conditioner(batch).tokens for place in (dest, tmp_path / "other"))

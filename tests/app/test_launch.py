@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 from omegaconf import DictConfig
 
 import latentdiff
@@ -62,15 +63,6 @@ def test_faults_are_listed_and_the_job_is_not_run(program, capsys) -> None:
     assert all(line.startswith("error: key ") for line in lines)
 
 
-def test_a_fault_in_any_swept_value_stops_the_multirun_before_it_begins(program, capsys) -> None:
-    seen: list[DictConfig] = []
-    assert program(seen.append, "-m", "sampler=ddim,eular", "task.p=0.5,high") == 2
-    assert "did you mean euler" in capsys.readouterr().err
-    assert program(seen.append, "-m", "sampler=ddim,euler", "task.p=0.5,high") == 2
-    assert "key task.p: expected float" in capsys.readouterr().err
-    assert seen == []
-
-
 def failing_at(errors: dict[int, BaseException], seen: list[int]):
     def job(cfg: DictConfig) -> None:
         seen.append(cfg.seed)
@@ -99,36 +91,22 @@ def test_exit_codes(program, capsys, error: BaseException, code: int) -> None:
     assert (err == "error: first\nsecond\n") is (code == 2)
 
 
-@pytest.mark.parametrize(
-    ("errors", "code", "jobs"),
-    [
-        ({1: InputError("no")}, 2, [1, 2, 3]),
-        ({2: RuntimeError("bug"), 3: InputError("no")}, 1, [1, 2, 3]),
-        ({1: SystemExit(1)}, 1, [1, 2, 3]),
-        ({2: KeyboardInterrupt()}, 130, [1, 2]),
-        ({1: RuntimeError("bug"), 2: SystemExit(138)}, 138, [1, 2]),
-        ({1: SystemExit(0)}, 0, [1, 2, 3]),
-        ({}, 0, [1, 2, 3]),
-    ],
-)
-def test_a_failing_job_does_not_end_a_multirun(program, errors: dict, code: int, jobs: list[int]) -> None:
-    seen: list[int] = []
-    assert program(failing_at(errors, seen), "-m", "seed=1,2,3") == code
-    assert seen == jobs
+def test_a_root_key_that_is_not_read_is_refused_with_a_plus_too(program, capsys) -> None:
+    seen: list[DictConfig] = []
+    assert program(seen.append, "+sampelr=ddim") == 2
+    assert (
+        capsys.readouterr().err
+        == "error: key sampelr: this program reads no such key; did you mean sampler?; leave it out\n"
+    )
+    assert seen == []
 
 
-def test_child_processes_of_a_multirun_run_their_job_alone(program, monkeypatch) -> None:
-    for name in launch.PROCESS_GROUP:
-        monkeypatch.delenv(name, raising=False)
-    seen: list[tuple[list[str], str | None]] = []
-
-    def job(cfg: DictConfig) -> None:
-        seen.append((sys.argv[1:], os.environ.get("LOCAL_RANK")))
-        os.environ["LOCAL_RANK"] = "0"
-
-    assert program(job, "-m", "seed=1,2", "run_dir=/a=b") == 0
-    assert seen == [(["seed=1", "run_dir='/a=b'"], None), (["seed=2", "run_dir='/a=b'"], None)]
-    assert "LOCAL_RANK" not in os.environ
+def test_help_names_groups_or_shows_the_configuration(program, capsys) -> None:
+    assert program(lambda cfg: None, "--help", "sampler") == 0
+    assert capsys.readouterr().out.splitlines()[1:] == ["  ddim", "  euler"]
+    assert program(lambda cfg: None, "--help", "sampler=euler") == 0
+    assert yaml.safe_load(capsys.readouterr().out)["sampler"] == {"steps": 6}
+    assert program(lambda cfg: None, "--help", "sampler=eular") == 2
 
 
 def test_hydra_s_own_commands_still_work(program, capsys) -> None:

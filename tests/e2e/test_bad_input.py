@@ -25,7 +25,7 @@ STAGE_ONE: dict[str, tuple[Overrides, str]] = {
     "text for a number": (lambda p: ["max_batches=many"], "key max_batches: expected int, got 'many'"),
     "fraction for a number": (lambda p: ["global_batch=2.5"], "key global_batch: expected int"),
     "text for a part's number": (lambda p: ["autoencoder.channels=wide"], "key autoencoder.channels: expected int"),
-    "text for a learning rate": (lambda p: ["optim.lr=fast"], "key optim.optimizer.lr: expected float, got 'fast'"),
+    "text for a learning rate": (lambda p: ["optim.lr=fast"], "key optim.lr: expected float, got 'fast'"),
     "text for AdamW's learning rate": (
         lambda p: ["optim=adamw_cosine", "optim.lr=fast"],
         "optim.optimizer: torch.optim.AdamW refuses lr='fast'",

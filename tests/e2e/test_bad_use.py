@@ -119,7 +119,7 @@ USE: dict[str, tuple[str, Overrides, str]] = {
     "sample: of stage one": (
         "sample",
         lambda p: [f"checkpoint={p.autoencoder}", "prompt=a red circle"],
-        "kind autoencoder .*one of kind diffusion",
+        "is a first stage, which makes no images of its own: evaluate.py",
     ),
     "sample: no seeds": (
         "sample",

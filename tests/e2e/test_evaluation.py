@@ -55,7 +55,9 @@ def whole(programs, ldm: Path, tmp_path_factory) -> Path:
 
 
 def test_a_run_directory_holds_the_evaluation_alone(whole: Path) -> None:
-    assert sorted(path.name for path in whole.iterdir()) == ["grid.png", "report.html", "results.json", "samples.npz"]
+    made = {"config.yaml", "environment.json", "overrides.yaml"}
+    assert {path.name for path in whole.iterdir()} == {*made, "grid.png", "report.html", "results.json", "samples.npz"}
+    assert json.loads((whole / "environment.json").read_text())["program"] == "evaluate"
     results = found(whole)
     assert set(results["results"]) == {"captions", "frechet", "bound"}
     assert results["card"]["observed"]["duplicates"] == 0

@@ -24,7 +24,7 @@ def test_stage_two_trains_resumes_and_samples_with_another_program_s_autoencoder
     weights = {name: 0.05 * torch.randn_like(value) for name, value in weights.items()}
     ckpt, folder = tmp_path / "model.ckpt", tmp_path / "vae"
     torch.save({"state_dict": weights | {"loss.logvar": torch.zeros(())}, "epoch": 3}, ckpt)
-    assert cli.main(["export", str(ckpt), str(folder), "format=diffusers", "--scale", "2.0"]) == 0
+    assert cli.main(["export", str(ckpt), str(folder), "--format", "diffusers", "--scale", "2.0"]) == 0
 
     file, whole = tmp_path / "file", tmp_path / "folder"
     named = (f"first_stage.checkpoint={ckpt}", "first_stage.scale=2.0")

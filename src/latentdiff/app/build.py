@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
 import pytorch_lightning as pl
 import torch
@@ -81,12 +80,26 @@ def processes(trainer_node: DictConfig) -> int:
     devices = trainer_node.devices
     if devices == -1 or devices == "auto":
         devices = max(1, torch.cuda.device_count()) if trainer_node.accelerator in ("auto", "gpu", "cuda") else 1
-    count = devices if isinstance(devices, int) else len(devices)
+    count = _count(devices)
     return count * trainer_node.get("num_nodes", 1)
 
 
-def save_config(text: str, run_dir: Path) -> None:
-    (run_dir / "config.yaml").write_text(text, encoding="utf-8")
+def _count(devices: object) -> int:
+    """Of ``trainer.devices``: a number, or a list of devices; either also as Lightning reads it from a text."""
+    if isinstance(devices, str):
+        listed = [each.strip() for each in devices.split(",") if each.strip()]
+        if not listed or not all(each.isdecimal() for each in listed):
+            raise InputError(
+                f"trainer.devices: expected auto, a number of devices or a list of their indices, got '{devices}'"
+            )
+        return len(listed) if "," in devices else int(devices)
+    return devices if isinstance(devices, int) else len(devices)
+
+
+def device_name(trainer_node: DictConfig) -> str:
+    """``cuda`` or ``cpu``: where the trainer's work is done."""
+    on_gpu = trainer_node.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+    return "cuda" if on_gpu else "cpu"
 
 
 def device(trainer_node: DictConfig) -> tuple[torch.device, torch.dtype | None]:
@@ -96,5 +109,4 @@ def device(trainer_node: DictConfig) -> tuple[torch.device, torch.dtype | None]:
     accelerator = trainer_node.accelerator
     if accelerator == "gpu" and not torch.cuda.is_available():
         raise InputError("trainer: 'gpu' was asked for, but torch sees no CUDA device; use trainer=cpu")
-    name = "cuda" if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available() else "cpu"
-    return torch.device(name), autocast_dtype(trainer_node.precision, accelerator)
+    return torch.device(device_name(trainer_node)), autocast_dtype(trainer_node.precision, accelerator)

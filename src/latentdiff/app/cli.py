@@ -6,22 +6,40 @@ import argparse
 import dataclasses
 import sys
 
-from latentdiff.app import cache, compare, reference, shards
-from latentdiff.config.errors import InputError
-
-FORMATS = ("format=diffusers", "format=ldm")
+from latentdiff.app import cache, compare, completion, doctor, export, page, reference, shards, sweep
+from latentdiff.config.errors import InputError, RunError
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs one verb and returns the exit code: 0 done, 1 where the system refuses (a full disk), 2 for input that is at
     fault, 130 after Ctrl-C."""
+    arguments = commands().parse_args(argv)
+    try:
+        arguments.run(arguments)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except (RunError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def commands() -> argparse.ArgumentParser:
+    """The parser of all verbs."""
     parser = argparse.ArgumentParser(prog="latentdiff", description="Tools around latentdiff's training.")
-    verbs = parser.add_subparsers(dest="verb", required=True)
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB", title="verbs")
     shards.add(verbs)
     cache.add(verbs)
     reference.add(verbs)
     compare.add(verbs)
-    _add_export(verbs)
+    page.add(verbs)
+    export.add(verbs)
+    sweep.add(verbs)
+    doctor.add(verbs)
+    completion.add(verbs)
     _add_import(verbs)
     ema = verbs.add_parser("ema", help="a run's snapshots -> a checkpoint with the average of any length")
     ema.add_argument("run_dir", help="run directory of stage two, trained with snapshots of its averages")
@@ -30,35 +48,7 @@ def main(argv: list[str] | None = None) -> int:
         "--length", type=float, required=True, metavar="NUMBER", help="standard deviation, as a part of the training"
     )
     ema.set_defaults(run=_ema)
-    arguments = parser.parse_args(argv)
-    try:
-        arguments.run(arguments)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    return 0
-
-
-def _add_export(verbs: argparse._SubParsersAction) -> None:
-    export = verbs.add_parser(
-        "export", help="a first stage, or a second or its UNet -> another program's format, with the averaged weights"
-    )
-    export.add_argument("checkpoint", help="checkpoint or run directory, or another program's autoencoder")
-    export.add_argument("dest", help="new folder (diffusers) or new .safetensors file (ldm)")
-    export.add_argument("format", choices=FORMATS, metavar="format=diffusers|ldm")
-    export.add_argument(
-        "--single-file", action="store_true", help="ldm: as within Stable Diffusion's files, whole with CLIP"
-    )
-    factor = {"type": float, "default": None, "metavar": "NUMBER"}
-    export.add_argument("--scale", **factor, help="of another program's latents: z = (latent - shift) * scale")
-    export.add_argument("--shift", **factor)
-    export.add_argument("--first-stage", metavar="PATH", help="of a second stage: where its first stage is now")
-    export.set_defaults(run=_export)
+    return parser
 
 
 def _add_import(verbs: argparse._SubParsersAction) -> None:
@@ -81,23 +71,6 @@ def _add_import(verbs: argparse._SubParsersAction) -> None:
         "--text-encoder", metavar="PATH", help="folder of a CLIPTextModel and its tokenizer, in place of the file's own"
     )
     add.set_defaults(run=_import)
-
-
-def _export(arguments: argparse.Namespace) -> None:
-    from latentdiff.app.export import export
-
-    exported = export(
-        arguments.checkpoint,
-        arguments.dest,
-        form=arguments.format.removeprefix("format="),
-        single_file=arguments.single_file,
-        scale=arguments.scale,
-        shift=arguments.shift,
-        first_stage=arguments.first_stage,
-    )
-    print(f"{exported.what} written: {arguments.dest}")
-    for note in exported.notes:
-        print(f"note: {note}")
 
 
 def _import(arguments: argparse.Namespace) -> None:

@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from latentdiff.app import run_dir as runs
+from latentdiff.app import run_record
 from latentdiff.app.evaluate_sweep import WHOLE, run_sweep
 from latentdiff.app.evaluation_parts import Parts, load_parts
 from latentdiff.app.kept import kept
@@ -68,17 +69,24 @@ def _run(cfg: DictConfig, ranks: Ranks, where: Path, console: Console) -> None:
         raise InputError(f"run_dir: '{where}' holds {'an evaluation' if sweeping else 'a sweep'}; give another")
     if sweeping:
         run_sweep(cfg, ranks, where, console)
+        _record(cfg, ranks, where)
         return
     parts = load_parts(cfg, ranks, where)
     check_repeats(cfg, parts.subject)
     with no_work_if_refused(where, ranks):
         _make_room(cfg, parts, ranks, where)
+    _record(cfg, ranks, where)
     found = measure_repeats(cfg, parts, ranks, where, console)
     if ranks.first:
         publish(cfg, parts, found, where, ranks, console)
         to_wandb(cfg, found.as_file(), where)
     if ranks.first and cfg.card is not None:
         console.print(verdict(cfg.card, where / RESULTS), soft_wrap=True, markup=False)
+
+
+def _record(cfg: DictConfig, ranks: Ranks, where: Path) -> None:
+    if ranks.first:
+        run_record.keep(where, cfg, program="evaluate", world_size=ranks.count, device=ranks.device.type)
 
 
 def _make_room(cfg: DictConfig, parts: Parts, ranks: Ranks, where: Path) -> None:

@@ -18,7 +18,7 @@ from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from latentdiff.app.launch import SIGNALLED
+from latentdiff.app.exit_codes import SIGNALLED
 from latentdiff.app.processes import FIRST_STAGE, launched, say
 from latentdiff.app.run_dir import CHILD_RUN_DIR
 from latentdiff.checkpoint import shelf, store
@@ -26,6 +26,7 @@ from latentdiff.checkpoint.foreign import reading as foreign
 from latentdiff.checkpoint.foreign.statistics import Statistics
 from latentdiff.checkpoint.foreign.unet import reading as unet
 from latentdiff.checkpoint.models import recorded_statistics
+from latentdiff.checkpoint.places import first_stage_in, moved
 from latentdiff.config.errors import InputError, RunError
 from latentdiff.config.faults import did_you_mean
 from latentdiff.config.instantiate import build
@@ -73,14 +74,13 @@ class Automatic:
 
     def locate(self, data_fingerprint: str) -> Path:
         """The stage-one checkpoint, trained first where there is none. Raises InputError where it is refused."""
-        name = self.config.experiment
-        run_dir = self.folder / f"{name}-{_key(self.config, data_fingerprint)}"
-        if found := _complete(run_dir, self.config.max_batches):
+        name, run_dir = self.config.experiment, self._run_dir(data_fingerprint)
+        if found := self.found(data_fingerprint):
             say(f"first stage: using {run_dir}")
             return found
         say(f"first stage: none for this data yet, training '{name}' in {run_dir}")
         _train([*self.overrides, f"run_dir='{run_dir}'", "resume=auto"])
-        if found := _complete(run_dir, self.config.max_batches):
+        if found := self.found(data_fingerprint):
             return found
         if self.config.trainer.get("max_time") is None:
             raise RunError(
@@ -89,6 +89,13 @@ class Automatic:
             )
         say(f"trainer.max_time was up in the first stage; {_AGAIN}")
         sys.exit(0)
+
+    def found(self, data_fingerprint: str) -> Path | None:
+        """The checkpoint, if it has been trained to its end."""
+        return _complete(self._run_dir(data_fingerprint), self.config.max_batches)
+
+    def _run_dir(self, data_fingerprint: str) -> Path:
+        return self.folder / f"{self.config.experiment}-{_key(self.config, data_fingerprint)}"
 
 
 def planned(cfg: DictConfig, resumed: Path | None) -> Named | Automatic:
@@ -100,8 +107,9 @@ def planned(cfg: DictConfig, resumed: Path | None) -> Named | Automatic:
     choice, before = cfg.first_stage.checkpoint, None
     resumed = resumed or _beginning(cfg.get("init_backbone"))
     if resumed is not None:
-        before = store.read_manifest(resumed).first_stage
-        choice = before["path"] if choice == "auto" else choice
+        manifest = store.read_manifest(resumed)
+        before = manifest.first_stage
+        choice = moved(before["path"], manifest, resumed) if choice == "auto" else choice
     if choice != "auto" and foreign.recognises(choice):
         return _foreign(cfg, Path(choice), resumed, before)
     if given := [name for name in ("scale", "shift") if cfg.first_stage.get(name) is not None]:
@@ -112,7 +120,7 @@ def planned(cfg: DictConfig, resumed: Path | None) -> Named | Automatic:
     if choice == "auto":
         return _automatic(cfg)
     try:
-        path = store.resolve(choice, prefer=("last", "best"))
+        path = store.resolve(first_stage_in(choice), prefer=("last", "best"))
         manifest = store.read_manifest(path, expect_kind="autoencoder")
         store.verify(path)
     except InputError as error:
@@ -218,7 +226,7 @@ def _train(overrides: list[str]) -> None:
         )
     environment = {k: v for k, v in os.environ.items() if not k.startswith((CHILD_RUN_DIR, "LOCAL_RANK", "MASTER_"))}
     environment[FIRST_STAGE] = "1"
-    command = [sys.executable, sys.argv[0], *overrides]
+    command = [sys.executable, sys.argv[0], *_searched(), *overrides]
     code = _wait(subprocess.Popen(command, env=environment, start_new_session=True))
     if code == 2:
         raise InputError("the first stage was refused; see the message above")
@@ -229,6 +237,15 @@ def _train(overrides: list[str]) -> None:
         sys.exit(code)
     if code:
         raise RunError(f"training the first stage ended with exit code {code}; see its message above")
+
+
+def _searched() -> list[str]:
+    """The folders of configurations that the command line adds (--config-dir), as an override."""
+    if not HydraConfig.initialized():
+        return []
+    sources = HydraConfig.get().runtime.config_sources
+    folders = [f"'{each.schema}://{each.path}'" for each in sources if each.provider.endswith("command-line")]
+    return [f"hydra.searchpath=[{','.join(folders)}]"] if folders else []
 
 
 def _wait(child: subprocess.Popen) -> int:

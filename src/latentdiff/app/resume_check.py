@@ -43,7 +43,15 @@ PLACES = ("num_workers", "max_batches", "val_batch", "max_broken", "damaged", "r
 """Entries of ``data.module``, and what is below them, that do not. Whether the training samples are the same, their
 fingerprint says."""
 
-OF_THIS_RUN = ("run_dir", "resume", "resume_with_changed_data", "paths", "first_stage", "init_backbone")
+OF_THIS_RUN = (
+    "run_dir",
+    "print_config",
+    "resume",
+    "resume_with_changed_data",
+    "paths",
+    "first_stage",
+    "init_backbone",
+)
 """Root keys of which nothing needs to be said when they differ."""
 
 

@@ -32,7 +32,7 @@ def prepare(run_dir: str | None, *, outputs: str, name: str) -> Path:
     parent = Path(outputs) / name
     path = Path(run_dir) if run_dir else _of_slurm_job(parent)
     try:
-        path = path or _fresh(parent)
+        path = path or fresh(parent)
         path.mkdir(parents=True, exist_ok=True)
         probe = path / f".write-probe-{uuid.uuid4().hex[:8]}"
         probe.write_text("")
@@ -51,7 +51,7 @@ def _of_slurm_job(parent: Path) -> Path | None:
     return None if job is None else parent / f"slurm-{job}-{hashlib.sha256(command.encode()).hexdigest()[:8]}"
 
 
-def _fresh(parent: Path) -> Path:
+def fresh(parent: Path) -> Path:
     """A date-time folder, made here: jobs of one sweep start within a second."""
     stamp = time.strftime("%Y-%m-%d_%H-%M-%S")
     if (launched() or 1) > 1:
@@ -92,7 +92,7 @@ def resume_from(run_dir: Path, resume: str) -> Path | None:
                 "give another run_dir, or resume=auto to go on"
             )
         return None
-    named = _named(store.resolve(own / resume if resume == store.BEST else resume, prefer=(store.LAST, store.BEST)))
+    named = _named(_wanted(own, resume))
     if newest is not None and not _is_as_new(named, newest):
         raise InputError(
             f"resume: '{run_dir}' holds '{newest.name}' of batch {_batches(newest)}, which training from '{named}' "
@@ -100,6 +100,13 @@ def resume_from(run_dir: Path, resume: str) -> Path | None:
             f"in another run_dir: resume={named} run_dir=DIR"
         )
     return named
+
+
+def _wanted(own: Path, resume: str) -> Path:
+    try:
+        return store.resolve(own / resume if resume == store.BEST else resume, prefer=(store.LAST, store.BEST))
+    except InputError as error:
+        raise InputError(f"resume: expected auto, never, last, best or the path of a checkpoint; {error}") from error
 
 
 def _is_as_new(named: Path, newest: Path) -> bool:

@@ -26,6 +26,7 @@ class RunConfig:
 
     seed: int = 0
     run_dir: Optional[str] = None  # noqa: UP045
+    print_config: bool = False
     data: Any = None
     trainer: Any = None
     metrics: Any = None
@@ -104,20 +105,25 @@ class EvaluateConfig(RunConfig):
 @dataclass
 class SampleConfig(RunConfig):
     """sample.py: what images are made from (``prompt`` to ``map``) is one value for all, or a list of one per image;
-    ``seeds`` are drawn of each."""
+    ``seeds`` are drawn of each. One of ``checkpoint`` and ``card`` is needed. See configs/sample.yaml."""
 
-    checkpoint: str = MISSING
+    checkpoint: Optional[str] = None  # noqa: UP045
+    weights: str = "ema"
+    card: Optional[str] = None  # noqa: UP045
+    prompts: Optional[str] = None  # noqa: UP045
     prompt: Any = None
     negative_prompt: Any = None
     label: Any = None
+    numbers: Any = None
     image: Any = None
     mask: Any = None
     map: Any = None
+    size: Any = None
     strength: Optional[float] = None  # noqa: UP045
     repaint: Any = None
     paste: bool = True
     trajectory: bool = False
-    seeds: list[int] = field(default_factory=lambda: [0])
+    seeds: Any = None
     batch_size: int = 16
 
 

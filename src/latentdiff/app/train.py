@@ -13,19 +13,21 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from latentdiff.app import build as make
-from latentdiff.app import cached_run, preflight, resume_check
+from latentdiff.app import cached_run, preflight, resume_check, run_record
 from latentdiff.app import first_stage as stage_one
 from latentdiff.app import run_dir as runs
 from latentdiff.app.condition_check import check_conditioner
 from latentdiff.app.processes import FIRST_STAGE, say
 from latentdiff.app.rank_faults import RankFaults
 from latentdiff.app.run_lock import alone_in
+from latentdiff.app.run_summary import summary
 from latentdiff.checkpoint import store
 from latentdiff.checkpoint.foreign.backbones import load_backbone_weights
 from latentdiff.checkpoint.models import first_stage_record, load_codec
 from latentdiff.config.instantiate import build
 from latentdiff.data.datamodule import DataModule
 from latentdiff.training.callbacks.interruption import Stopped
+from latentdiff.training.callbacks.run_config import RunConfig
 from latentdiff.training.callbacks.validation import was_validated
 from latentdiff.training.checkpoint_io import DirectoryCheckpointIO
 
@@ -81,8 +83,10 @@ def _run(cfg: DictConfig, where: Path, cache: cached_run.Cache | None) -> None:
     if cfg.init_backbone is not None and checkpoint is None:
         module.start_from(lambda backbone: load_backbone_weights(backbone, cfg.init_backbone))
     if trainer.is_global_zero:
-        make.save_config(text, where)
+        device = trainer.strategy.root_device.type
+        run_record.keep(where, cfg, program="train", world_size=trainer.world_size, device=device)
     say(f"run directory: {where}")
+    say(summary(cfg, module=module, data=data, trainer=trainer, first_stage=first and path))
     _fit(trainer, module, data, cfg, checkpoint)
 
 
@@ -90,7 +94,7 @@ def _fit(
     trainer: pl.Trainer, module: pl.LightningModule, data: DataModule, cfg: DictConfig, checkpoint: Path | None
 ) -> None:
     """Trains to the end; leaves with the exit code that says why where it was told to stop before."""
-    trainer.callbacks.append(RankFaults())
+    trainer.callbacks += [RankFaults(), RunConfig(config=OmegaConf.to_container(cfg, resolve=True))]
     try:
         trainer.fit(module, datamodule=data, ckpt_path=None if checkpoint is None else str(checkpoint))
     except Stopped as stopped:
@@ -99,15 +103,6 @@ def _fit(
         say(str(stopped) + ("" if FIRST_STAGE in os.environ else advice))
         # Where another process of the run leaves with an error, launchers kill the rest: rank 0 speaks for all.
         sys.exit(stopped.code if trainer.is_global_zero else 0)
-    finally:
-        _finish_wandb()
-
-
-def _finish_wandb() -> None:
-    """Lightning leaves the W&B run open: the next job of a multirun would go on in it."""
-    wandb = sys.modules.get("wandb")
-    if wandb is not None and wandb.run is not None:
-        wandb.finish()
 
 
 def _continues(data: DataModule, checkpoint: Path, max_batches: int, trainer: pl.Trainer) -> bool:
