@@ -4,7 +4,7 @@ from latentdiff.app.launch import launch
 
 
 def job(cfg):
-    from latentdiff.app.evaluate import run
+    from latentdiff.app.evaluation.evaluate import run
 
     run(cfg)
 

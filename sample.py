@@ -4,7 +4,7 @@ from latentdiff.app.launch import launch
 
 
 def job(cfg):
-    from latentdiff.app.sample import run
+    from latentdiff.app.sampling.sample import run
 
     run(cfg)
 

@@ -3,7 +3,7 @@ from types import SimpleNamespace
 import pytest
 from omegaconf import OmegaConf
 
-from latentdiff.app.subject import made_conditions
+from latentdiff.app.evaluation.subject import made_conditions
 from latentdiff.config.errors import InputError
 
 

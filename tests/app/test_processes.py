@@ -1,7 +1,7 @@
 import pytest
 
-from latentdiff.app import run_dir
 from latentdiff.app.processes import PLACES, check_count, is_first, launched
+from latentdiff.app.run import run_dir
 from latentdiff.config.errors import InputError
 
 NAMES = {name for names in PLACES for name in names} | {

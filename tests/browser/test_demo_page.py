@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 import latentdiff
-from latentdiff.app import page
+from latentdiff.app.page import verb as page
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -49,8 +49,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def served(home: Path, tmp_path_factory: pytest.TempPathFactory):
     """Its address, and the model behind it."""
     page.prepare(str(tmp_path_factory.mktemp("gradio")))
-    from latentdiff.app.page_layout import serve
-    from latentdiff.app.page_work import Studio
+    from latentdiff.app.page.layout import serve
+    from latentdiff.app.page.work import Studio
 
     studio = Studio.of(str(home / "ldm"), device="cpu", first_stage=None)
     with socket.create_server(("127.0.0.1", 0)) as free:

@@ -19,7 +19,8 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 from PIL import Image
 
-from latentdiff.app import first_stage, launch
+from latentdiff.app import launch
+from latentdiff.app.run import first_stage
 from latentdiff.config.errors import InputError
 from latentdiff.data.shards import write_shards
 

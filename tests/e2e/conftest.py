@@ -25,7 +25,7 @@ from PIL import Image
 
 import latentdiff
 from latentdiff.app import launch
-from latentdiff.app.run_dir import CHILD_RUN_DIR
+from latentdiff.app.run.run_dir import CHILD_RUN_DIR
 from latentdiff.data.datamodule import DataModule
 from latentdiff.data.shards import write_shards
 

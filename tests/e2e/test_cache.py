@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from latentdiff.app import cache_work, cli
+from latentdiff.app import cli
+from latentdiff.app.data import cache_work
 from latentdiff.checkpoint import store
 from latentdiff.checkpoint.models import load_diffusion
 from latentdiff.conditioning.open_clip_text import OpenClipText

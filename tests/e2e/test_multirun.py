@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from latentdiff.app import sweep_record as record
-from latentdiff.app.sweep_search import search
-from latentdiff.app.sweep_space import read_space
+from latentdiff.app.sweep import record as record
+from latentdiff.app.sweep.search import search
+from latentdiff.app.sweep.space import read_space
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 QUIET = ("callbacks.samples=null", "callbacks.checkpoints.every=2")

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from latentdiff.app.run_lock import alone_in
+from latentdiff.app.run.run_lock import alone_in
 from latentdiff.checkpoint import store
 from latentdiff.training.autoencoder_module import AutoencoderModule
 from latentdiff.training.callbacks import interruption

@@ -6,7 +6,13 @@ import argparse
 import dataclasses
 import sys
 
-from latentdiff.app import cache, compare, completion, doctor, export, page, reference, shards, sweep
+from latentdiff.app import completion
+from latentdiff.app.data import cache, shards
+from latentdiff.app.doctor import verb as doctor
+from latentdiff.app.evaluation import compare, reference
+from latentdiff.app.export import verb as export
+from latentdiff.app.page import verb as page
+from latentdiff.app.sweep import verb as sweep
 from latentdiff.config.errors import InputError, RunError
 
 
@@ -74,7 +80,7 @@ def _add_import(verbs: argparse._SubParsersAction) -> None:
 
 
 def _import(arguments: argparse.Namespace) -> None:
-    from latentdiff.app.import_model import import_model
+    from latentdiff.app.export.import_model import import_model
     from latentdiff.checkpoint.foreign.pipeline.whole import Told
 
     told = Told(**{field.name: getattr(arguments, field.name) for field in dataclasses.fields(Told)})

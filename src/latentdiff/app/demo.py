@@ -13,7 +13,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from latentdiff.app.kept import remove_complete
+from latentdiff.app.evaluation.kept import remove_complete
 from latentdiff.checkpoint import store
 from latentdiff.evaluation.report import results_table
 

@@ -19,9 +19,11 @@ from unittest.mock import patch
 from torch import Tensor
 
 from latentdiff.app import build as make
-from latentdiff.app import cli, evaluate, launch, sample, train
+from latentdiff.app import cli, launch, train
 from latentdiff.app.composed import composed
+from latentdiff.app.evaluation import evaluate
 from latentdiff.app.generate import Generator, load_generator
+from latentdiff.app.sampling import sample
 from latentdiff.checkpoint import store
 from latentdiff.config.errors import InputError, RunError
 

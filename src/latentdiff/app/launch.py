@@ -21,7 +21,7 @@ from latentdiff.app.command_line import asks, is_multirun, read_argv
 from latentdiff.app.composed import checked
 from latentdiff.app.exit_codes import DONE, REFUSED, SIGNALLED, judge, report
 from latentdiff.app.help import group_help, program_help
-from latentdiff.app.rerun import expanded
+from latentdiff.app.run.rerun import expanded
 from latentdiff.app.told import show, shown_at_once
 from latentdiff.config.compose import VERSION_BASE, compose
 from latentdiff.config.errors import InputError
@@ -49,7 +49,7 @@ def run(job: Job, config_name: str) -> int:
             return _help(args.overrides, overrides, configs, config_name)
         told = asks(args) or args.cfg is not None
         if is_multirun(args) and not told:
-            from latentdiff.app import grid
+            from latentdiff.app.sweep import grid
 
             options = [each for each in sys.argv[1:] if each not in (*args.overrides, "-m", "--multirun")]
             command = grid.Command(configs, args.config_name or config_name, config_name, overrides, options)

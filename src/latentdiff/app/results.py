@@ -17,9 +17,9 @@ from pathlib import Path
 
 from latentdiff.app import schema
 from latentdiff.app.demo import run
-from latentdiff.app.kept import remove_complete
+from latentdiff.app.evaluation.kept import remove_complete
 from latentdiff.app.launch import find_configs
-from latentdiff.app.preflight import kind_of
+from latentdiff.app.run.preflight import kind_of
 from latentdiff.checkpoint import store
 from latentdiff.checkpoint.foreign import reading as foreign
 from latentdiff.config.compose import compose

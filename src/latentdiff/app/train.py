@@ -13,14 +13,15 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from latentdiff.app import build as make
-from latentdiff.app import cached_run, preflight, resume_check, run_record
-from latentdiff.app import first_stage as stage_one
-from latentdiff.app import run_dir as runs
-from latentdiff.app.condition_check import check_conditioner
 from latentdiff.app.processes import FIRST_STAGE, say
-from latentdiff.app.rank_faults import RankFaults
-from latentdiff.app.run_lock import alone_in
-from latentdiff.app.run_summary import summary
+from latentdiff.app.run import cached_run, preflight, resume_check
+from latentdiff.app.run import first_stage as stage_one
+from latentdiff.app.run import record as run_record
+from latentdiff.app.run import run_dir as runs
+from latentdiff.app.run.condition_check import check_conditioner
+from latentdiff.app.run.rank_faults import RankFaults
+from latentdiff.app.run.run_lock import alone_in
+from latentdiff.app.run.summary import summary
 from latentdiff.checkpoint import store
 from latentdiff.checkpoint.foreign.backbones import load_backbone_weights
 from latentdiff.checkpoint.models import first_stage_record, load_codec

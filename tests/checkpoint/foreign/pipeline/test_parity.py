@@ -11,9 +11,9 @@ import torch
 from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 
-from latentdiff.app.export_work import export
-from latentdiff.app.foreign_export import Options
-from latentdiff.app.import_model import import_model
+from latentdiff.app.export.foreign import Options
+from latentdiff.app.export.import_model import import_model
+from latentdiff.app.export.work import export
 from latentdiff.checkpoint import store
 from latentdiff.checkpoint.foreign.pipeline.whole import Told
 from latentdiff.checkpoint.models import load_diffusion

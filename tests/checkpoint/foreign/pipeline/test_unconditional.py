@@ -8,7 +8,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from latentdiff.app.export_work import export
+from latentdiff.app.export.work import export
 from latentdiff.checkpoint import store
 from latentdiff.checkpoint.models import load_diffusion
 from latentdiff.config.errors import InputError
