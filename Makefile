@@ -21,6 +21,10 @@ demo: install
 results: install
 	$(BIN)/python -m latentdiff.app.results $(ARGS)
 
+# Executes the notebooks at full length and keeps their outputs; some minutes. ARGS: numbers, e.g. ARGS=02.
+notebooks: install
+	OMP_NUM_THREADS=2 $(BIN)/python notebooks/run.py $(ARGS)
+
 test: install
 	$(BIN)/lint-imports --no-cache
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile

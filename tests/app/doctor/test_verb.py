@@ -16,7 +16,7 @@ from latentdiff.app.doctor.findings import NOTE, OK, PROBLEM, WIDTH, Finding
 from latentdiff.app.doctor.run import in_hours
 from latentdiff.app.run.summary import in_short
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+REPOSITORY = Path(__file__).resolve().parents[3]
 TINY = (
     "experiment=ae_kl",
     "debug=tiny_autoencoder",
@@ -64,7 +64,7 @@ def test_extras_are_those_of_the_package(monkeypatch: pytest.MonkeyPatch) -> Non
     text = (REPOSITORY / "pyproject.toml").read_text(encoding="utf-8")
     table = text.split("[project.optional-dependencies]")[1].split("\n[")[0]
     declared = set(re.findall(r"^(\w+) = \[", table, re.MULTILINE))
-    assert declared - {"dev", "docs", "browser", "completion"} == set(doctor_machine.EXTRAS)
+    assert declared - {"dev", "docs", "browser"} == set(doctor_machine.EXTRAS)
     monkeypatch.setattr(doctor_machine, "EXTRAS", {"here": (("json",), "a"), "away": (("no_such.part",), "b")})
     assert [str(each) for each in doctor_machine._extras()] == [
         "ok      extras         here",

@@ -28,7 +28,7 @@ from latentdiff.metrics.caption_accuracy import CaptionAccuracy
 from latentdiff.metrics.on_features import OnFeatures
 from latentdiff.metrics.reconstruction import PSNR_CEILING, psnr, ssim
 
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+CONFIGS = Path(__file__).resolve().parents[3] / "configs"
 BOTTLENECKS = {
     "kl": {"_target_": "latentdiff.models.autoencoder.bottlenecks.kl.KL"},
     "vq": {"_target_": "latentdiff.models.autoencoder.bottlenecks.vq.VQ", "entries": 8, "channels": 2},

@@ -27,7 +27,7 @@ from latentdiff.metrics.clip_score import ClipScore
 from latentdiff.metrics.features.random_conv import RandomConvFeatures
 from latentdiff.metrics.on_features import OnFeatures
 
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+CONFIGS = Path(__file__).resolve().parents[3] / "configs"
 ALONE = Ranks(0, 1, torch.device("cpu"), None)
 SIZE, COUNT = 16, 6
 

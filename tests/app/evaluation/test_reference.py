@@ -17,7 +17,7 @@ from latentdiff.evaluation.baselines import RealImages
 from latentdiff.evaluation.reference_file import ReferenceFile
 from latentdiff.metrics.features.random_conv import RandomConvFeatures
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+REPOSITORY = Path(__file__).resolve().parents[3]
 
 
 def photographs(n, seed, height=20, width=24):

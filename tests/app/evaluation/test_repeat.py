@@ -16,7 +16,7 @@ from latentdiff.config.errors import InputError, RunError
 from latentdiff.config.quoting import quote_overrides
 from latentdiff.evaluation.card import checkpoint_identity
 
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+CONFIGS = Path(__file__).resolve().parents[3] / "configs"
 PROTOCOL = {"generation": {"precision": "bfloat16"}, "seeds": {"base": 4}, "samples": {"count": 6}}
 
 

@@ -30,7 +30,7 @@ from latentdiff.diffusion.samplers.ddim import DDIM
 from latentdiff.generation.pipeline import LatentPipeline
 from latentdiff.types import Batch, Conditioning
 
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+CONFIGS = Path(__file__).resolve().parents[3] / "configs"
 SIZE = 16
 
 MASKS = {"mask": {"_target_": "latentdiff.data.masks.RandomMasks"}}

@@ -12,7 +12,7 @@ from latentdiff.app.sweep.parameter import Choice, Range, Whole, read_parameter
 from latentdiff.app.sweep.space import Pruner, read_space
 from latentdiff.config.errors import InputError
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 SPACE = """
 overrides: [experiment=ldm_txt2img]
 trial_overrides: [max_batches=40, validate_every=10]
