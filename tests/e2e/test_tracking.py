@@ -9,6 +9,8 @@ import re
 import shutil
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,6 +18,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from latentdiff.training.wandb_logger import WandbLogger
 
 LOGGERS = ("logger=[csv,wandb,tensorboard]", "logger.wandb.artifacts=true")
 SPEEDS = {"images_per_second", "memory_gib", "data_wait"}
@@ -33,6 +38,12 @@ def series(rows: list[dict], leave_out: set[str] = frozenset()) -> dict[str, lis
             if isinstance(value, (int, float)) and not name.startswith("_") and name not in leave_out:
                 found.setdefault(name, []).append((row["images_seen"], value))
     return {name: values for name, values in found.items() if not name.endswith("_seen")}
+
+
+def tensorboard(run_dir: Path) -> EventAccumulator:
+    events = EventAccumulator(str(run_dir / "tensorboard"), size_guidance={"images": 0})
+    events.Reload()
+    return events
 
 
 def pictures(rows: list[dict], name: str) -> list[int]:
@@ -91,15 +102,12 @@ def test_wandb_has_the_configuration_versions_and_checkpoints(stages, read_wandb
 
 
 def test_csv_and_tensorboard_have_the_same(stages) -> None:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
     for run_dir, grid in zip(stages, ("reconstructions", "samples")):
         found = lines(run_dir)
         with (run_dir / "csv/version_0/metrics.csv").open() as file:
             rows = [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
         assert series(rows, {"step"}) == series(found)
-        events = EventAccumulator(str(run_dir / "tensorboard"))
-        events.Reload()
+        events = tensorboard(run_dir)
         for name, values in series(found).items():
             assert [event.value for event in events.Scalars(name)] == pytest.approx([value for _, value in values])
         assert [event.step for event in events.Images(grid)] == [2, 4]
@@ -122,10 +130,24 @@ def test_a_resumed_run_has_one_history(programs, read_wandb, tmp_path: Path) -> 
     assert [row["_step"] for row in run.rows] == list(range(len(run.rows)))
     with (tmp_path / "csv/version_0/metrics.csv").open() as file:
         assert [int(row["step"]) for row in csv.DictReader(file)] == [line["batches_seen"] for line in found]
+    assert [event.step for event in tensorboard(tmp_path).Scalars("train/nll")] == [1, 2, 3, 4, 5, 6]
+    assert [event.step for event in tensorboard(tmp_path).Images("reconstructions")] == [1, 2, 3, 4, 5, 6]
 
 
 def _batches(checkpoint: Path) -> int:
     return json.loads((checkpoint / "manifest.json").read_text())["counters"]["batches_seen"]
+
+
+def test_it_ends_although_other_processes_hold_its_input(tmp_path: Path, caplog) -> None:
+    """As those of a DataLoader do, which are forked after it."""
+    logger = WandbLogger(run_dir=str(tmp_path), offline=True, connect_timeout=1, finish_timeout=20)
+    logger.begin()
+    held = (logger._pipe._process.stdin.fileno(),)
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, pass_fds=held) as other:
+        logger.finalize("success")
+        assert other.poll() is None
+        other.stdin.close()
+    assert caplog.text == ""
 
 
 def test_a_run_that_begins_with_wandb_late_sends_it_all(programs, read_wandb, tmp_path: Path) -> None:

@@ -15,6 +15,16 @@ class Stop(pl.Callback):
             raise Stopped("stopped", 143)
 
 
+class Rows(pl.Callback):
+    """How many the file has after each batch."""
+
+    def __init__(self, file):
+        self.file, self.counts = file, []
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_index):
+        self.counts.append(len(list(csv.DictReader(self.file.open()))))
+
+
 @pytest.fixture
 def logger(tmp_path):
     logger = CSVLogger(save_dir=str(tmp_path), name="csv")
@@ -24,6 +34,12 @@ def logger(tmp_path):
 
 def refuse():
     raise OSError(28, "No space left on device")
+
+
+def test_each_line_is_there_while_training_goes_on(autoencoder_module, batch, fit, logger, tmp_path):
+    log, rows = MetricsLog(run_dir=str(tmp_path), every=1), Rows(tmp_path / "csv" / "version_0" / "metrics.csv")
+    fit(autoencoder_module(), [batch(i) for i in range(3)], log, rows, logger=logger)
+    assert rows.counts == [1, 2, 3]
 
 
 def test_a_full_disk_ends_no_run(autoencoder_module, batch, fit, logger, tmp_path, caplog):

@@ -28,6 +28,15 @@ def test_bad_settings_are_refused(tmp_path, monkeypatch):
         WandbLogger(run_dir=str(tmp_path))
 
 
+def test_a_wandb_that_cannot_be_imported_says_why(tmp_path, monkeypatch, caplog):
+    (tmp_path / "wandb.py").write_text("raise ImportError('it was built for another Python')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    logger = WandbLogger(run_dir=str(tmp_path))
+    logger.begin()
+    logger.finalize("success")
+    assert "W&B failed (ImportError: it was built for another Python)" in caplog.text
+
+
 def test_a_checkpoint_is_sent_from_links_of_its_own(tmp_path, monkeypatch):
     class Sent:
         def __init__(self, module, hear):

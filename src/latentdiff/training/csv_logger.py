@@ -11,7 +11,8 @@ from latentdiff.training.record import lines_until
 
 
 class CSVLogger(loggers.CSVLogger):
-    """What the disk refuses waits for the next save; Lightning's own raises, also where it is closed after training.
+    """Each line is saved at once, and what the disk refuses waits for the next; Lightning's own saves every hundredth
+    step, and raises, also where it is closed after training.
 
     Args:
         save_dir: the run directory; holds the folder ``name`` with a folder for each ``version``.
@@ -20,7 +21,7 @@ class CSVLogger(loggers.CSVLogger):
     """
 
     def __init__(self, *, save_dir: str, name: str, version: int | str | None = None):
-        super().__init__(save_dir=save_dir, name=name, version=version)
+        super().__init__(save_dir=save_dir, name=name, version=version, flush_logs_every_n_steps=1)
         self._told: set[str] = set()
 
     def go_on(self, batches_seen: int) -> None:

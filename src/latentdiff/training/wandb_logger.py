@@ -39,7 +39,8 @@ class WandbLogger(Logger):
 
     Args:
         run_dir: holds ``wandb/`` and the run's id.
-        project, entity, group, tags, notes, job_type: as W&B shows them.
+        project: None for "latentdiff".
+        entity, group, tags, notes, job_type: as W&B shows them.
         name: None for the run directory's.
         offline: write a local file alone. The environment variable WANDB_MODE is heard too.
         artifacts: send the checkpoints ``last`` and ``best`` when training ends or is stopped.
@@ -53,7 +54,7 @@ class WandbLogger(Logger):
         self,
         *,
         run_dir: str,
-        project: str = "latentdiff",
+        project: str | None = None,
         entity: str | None = None,
         name: str | None = None,
         group: str | None = None,
@@ -74,7 +75,7 @@ class WandbLogger(Logger):
         self.artifacts, self.offline = artifacts, offline
         self._timeouts = {"connect": connect_timeout, "finish": finish_timeout}
         self._settings = {
-            "project": project,
+            "project": project or "latentdiff",
             "entity": entity,
             "name": name or self.run_dir.resolve().name,
             "group": group,
@@ -166,8 +167,8 @@ class WandbLogger(Logger):
         if self._pipe is None:
             return
         pipe, self._pipe = self._pipe, None
-        pipe.send({"call": "end", "exit_code": 0 if status == "success" else 1})
-        code = pipe.close(sum(self._timeouts.values()) + MARGIN)
+        end = {"call": "end", "exit_code": 0 if status == "success" else 1}
+        code = pipe.close(sum(self._timeouts.values()) + MARGIN, end)
         if code not in (0, SAID):
             _log.warning("W&B has not everything of '%s'; metrics.jsonl has all values", self.run_dir)
         if code == 0 and pipe.lost:

@@ -48,7 +48,7 @@ class Pipe:
             thread.start()
 
     def send(self, message: Mapping[str, object]) -> None:
-        line = json.dumps(message).encode() + b"\n"
+        line = _line(message)
         with self._changed:
             if self._bytes + len(line) > self._limit:
                 self.lost += 1
@@ -57,11 +57,14 @@ class Pipe:
             self._bytes += len(line)
             self._changed.notify()
 
-    def close(self, timeout: float) -> int:
-        """Ends the input, waits for the program to end, and returns its exit code. After ``timeout`` seconds it is
-        killed, and the code negative."""
+    def close(self, timeout: float, last: Mapping[str, object]) -> int:
+        """Ends the input with the message ``last``, which no limit drops, waits for the program to end, and returns its
+        exit code. After ``timeout`` seconds it is killed, and the code negative.
+
+        The program has to end at that message: processes that this one has forked may hold its input open.
+        """
         with self._changed:
-            self._lines.append(None)
+            self._lines += [_line(last), None]
             self._changed.notify()
         try:
             code = self._process.wait(timeout)
@@ -97,3 +100,7 @@ class Pipe:
     def _read(self) -> None:
         for line in self._process.stdout:
             self._hear(line.decode(errors="replace").rstrip())
+
+
+def _line(message: Mapping[str, object]) -> bytes:
+    return json.dumps(message).encode() + b"\n"

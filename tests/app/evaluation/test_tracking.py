@@ -21,7 +21,8 @@ FOUND = {
 }
 WANDB = {
     "_target_": "latentdiff.training.wandb_logger.WandbLogger",
-    "project": "latentdiff",
+    "project": None,
+    "entity": None,
     "group": "${oc.select:experiment,null}",
     "run_dir": "${run_dir}",
     "offline": True,
@@ -32,7 +33,9 @@ def config(**loggers: dict) -> DictConfig:
     return OmegaConf.create({"run_dir": None, "checkpoint": None, "logger": loggers})
 
 
-def test_an_offline_run_holds_the_numbers_the_card_and_the_media(tmp_path: Path, read_wandb) -> None:
+def test_an_offline_run_holds_the_numbers_the_card_and_the_media(tmp_path: Path, read_wandb, monkeypatch) -> None:
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))
     Image.new("RGB", (4, 4)).save(tmp_path / "grid.png")
     (tmp_path / "report.html").write_text("<p>all of it</p>", encoding="utf-8")
     to_wandb(config(wandb=WANDB), FOUND, tmp_path)
@@ -46,6 +49,8 @@ def test_an_offline_run_holds_the_numbers_the_card_and_the_media(tmp_path: Path,
     }
     assert run.config["card"] == FOUND["card"]
     assert run.runs[0].job_type == "evaluate"
+    assert run.runs[0].project == "latentdiff"
+    assert list((tmp_path / "temporary").iterdir()) == []
     media = sorted(tmp_path.glob("wandb/offline-run-*/files/media/*/*"))
     assert [path.suffix for path in media] == [".html", ".png", ".json"]
     assert json.loads(media[-1].read_text())["data"] == [
@@ -55,15 +60,17 @@ def test_an_offline_run_holds_the_numbers_the_card_and_the_media(tmp_path: Path,
     ]
 
 
-def test_it_is_in_the_group_of_the_training(tmp_path: Path, read_wandb) -> None:
+def test_it_is_where_the_training_is_unless_told_otherwise(tmp_path: Path, read_wandb) -> None:
     checkpoint = tmp_path / "run" / "checkpoints" / "last"
     checkpoint.mkdir(parents=True)
     (checkpoint / "manifest.json").write_text("{}")
-    (checkpoint / "config.yaml").write_text("experiment: ldm_class\nlogger: {wandb: {group: sweep-7}}\n")
+    place = "{project: shapes, entity: a-team, group: sweep-7}"
+    (checkpoint / "config.yaml").write_text(f"experiment: ldm_class\nlogger: {{wandb: {place}}}\n")
     (tmp_path / "evaluation").mkdir()
-    cfg = OmegaConf.merge(config(wandb=WANDB), {"checkpoint": str(tmp_path / "run")})
+    cfg = OmegaConf.merge(config(wandb=WANDB | {"entity": "others"}), {"checkpoint": str(tmp_path / "run")})
     to_wandb(cfg, {"results": {}}, tmp_path / "evaluation")
-    assert read_wandb(tmp_path / "evaluation").runs[0].run_group == "sweep-7"
+    (run,) = read_wandb(tmp_path / "evaluation").runs
+    assert (run.project, run.entity, run.run_group) == ("shapes", "others", "sweep-7")
 
 
 def test_a_wandb_that_fails_costs_a_warning(tmp_path: Path, monkeypatch, capsys) -> None:

@@ -1,5 +1,6 @@
 import itertools
 import json
+import re
 
 import pytest
 import pytorch_lightning as pl
@@ -8,6 +9,7 @@ from pytorch_lightning.loggers.logger import Logger
 
 from latentdiff import durable
 from latentdiff.config.errors import RunError
+from latentdiff.training.callbacks import echo
 from latentdiff.training.callbacks.interruption import Stopped
 from latentdiff.training.callbacks.metrics_log import MetricsLog, NonFiniteError
 
@@ -203,6 +205,19 @@ def test_a_logger_whose_file_cannot_be_written_does_not_end_the_run(autoencoder_
     assert caplog.text.count("No space left on device") == 1
 
 
-def test_echo_prints_each_line(autoencoder_module, batch, fit, tmp_path, capsys):
-    fit(autoencoder_module(), [batch()], MetricsLog(run_dir=str(tmp_path), every=1, echo=True))
-    assert "batch 1: train/" in capsys.readouterr().out
+def test_echo_prints_what_matters_of_each_line(autoencoder_module, batch, fit, tmp_path, capsys):
+    fit(autoencoder_module(), [batch(i) for i in range(2)], MetricsLog(run_dir=str(tmp_path), every=1, echo=True))
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("batch ")]
+    number = r"[\d.e+-]+"
+    pattern = (
+        rf"batch 1: train/nll {number}  train/lr {number}  train/grad_norm {number}  {number} images/s  0:00:\d\d left"
+    )
+    assert re.fullmatch(pattern, said[0])
+    assert said[1].endswith("0:00:00 left")
+    assert all(len(line) <= 100 for line in said)
+
+
+def test_a_line_of_other_values_says_as_many_as_fit():
+    said = echo.line(7, {f"val/loss_v_t{i}": 0.12345 for i in range(17)})
+    assert said == "batch 7: " + "  ".join(f"val/loss_v_t{i} 0.1235" for i in range(4))
+    assert echo.line(7, {"train/loss": 1.0}, 3725.4) == "batch 7: train/loss 1  1:02:05 left"

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from latentdiff.training.wandb_logger import WandbLogger
 
 COLUMNS = ["metric", "value", "standard deviation"]
+PLACE = ("project", "entity", "group")
 
 
 def check_logger(cfg: DictConfig) -> None:
@@ -35,9 +36,9 @@ def check_logger(cfg: DictConfig) -> None:
 
 
 def to_wandb(cfg: DictConfig, found: Mapping[str, object], where: Path) -> None:
-    """One W&B run per logger, in the group of the checkpoint's training unless another is given: every number in its
-    summary and in a table, the card as its configuration, and the PNG and HTML files in ``where``, and the curves, as
-    media.
+    """One W&B run per logger, in project, entity and group of the checkpoint's training unless others are given: every
+    number in its summary and in a table, the card as its configuration, and the PNG and HTML files in ``where``, and
+    the curves, as media.
 
     To be called by one process, when all files stand: a W&B that fails costs a warning.
 
@@ -47,19 +48,25 @@ def to_wandb(cfg: DictConfig, found: Mapping[str, object], where: Path) -> None:
     for name, node in (cfg.logger or {}).items():
         if node is not None:
             try:
-                own = {"run_dir": str(where), "job_type": "evaluate", "group": node.group or _group(cfg, name)}
-                logger = build(OmegaConf.create({**OmegaConf.to_container(node), **own}))
+                given = _without_none(OmegaConf.to_container(node, resolve=True))
+                own = {"run_dir": str(where), "job_type": "evaluate"}
+                logger = build(OmegaConf.create({**_of_training(cfg, name), **given, **own}))
                 _put(logger, json.loads(json.dumps(found)), where)
             except (OSError, InputError) as error:
                 warn(f"W&B did not take the results ({type(error).__name__}: {error}); they are in '{where}'")
 
 
-def _group(cfg: DictConfig, logger: str) -> str | None:
-    """Of the training that made the checkpoint."""
+def _of_training(cfg: DictConfig, logger: str) -> dict[str, object]:
+    """Where W&B has, or would have, the training that made the checkpoint."""
     if cfg.checkpoint is None:
-        return None
+        return {}
     trained = load_config(store.resolve(cfg.checkpoint) / store.CONFIG)
-    return OmegaConf.select(trained, f"logger.{logger}.group") or trained.get("experiment")
+    told = {key: OmegaConf.select(trained, f"logger.{logger}.{key}") for key in PLACE}
+    return {"group": trained.get("experiment"), **_without_none(told)}
+
+
+def _without_none(values: Mapping[str, object]) -> dict[str, object]:
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def _put(logger: WandbLogger, found: Mapping[str, Mapping], where: Path) -> None:

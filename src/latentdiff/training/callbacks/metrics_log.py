@@ -17,6 +17,7 @@ from pytorch_lightning.profilers import PassThroughProfiler
 
 from latentdiff import durable
 from latentdiff.config.errors import RunError
+from latentdiff.training.callbacks import echo as echoed
 from latentdiff.training.callbacks.at_least import at_least_one
 from latentdiff.training.callbacks.refusal import not_fatal
 from latentdiff.training.cost_of_training import DataWait, peak_memory
@@ -44,13 +45,14 @@ class MetricsLog(Callback):
     Args:
         run_dir: where ``metrics.jsonl`` is written (rank 0 only).
         every: batches between lines.
-        echo: print each line too, for logs without a progress bar.
+        echo: print of each line what matters most too, for logs without a progress bar.
     """
 
     def __init__(self, *, run_dir: str, every: int = 50, echo: bool = False):
         self.path = Path(run_dir) / FILE
         self.every, self.echo = at_least_one("log.every", every), echo
-        self._since: tuple[float, int] | None = None
+        self._since: tuple[float, int, int] | None = None
+        """Time, images and batches seen when the interval began."""
         self._data_wait: DataWait | None = None
         self._validated_at = -1
         """Batches seen at the validation whose line stands already: resumed, a run may repeat it."""
@@ -80,7 +82,7 @@ class MetricsLog(Callback):
         self._begin_interval(module)
 
     def _begin_interval(self, module: pl.LightningModule) -> None:
-        self._since = (time.perf_counter(), module.counters.images_seen)
+        self._since = (time.perf_counter(), module.counters.images_seen, module.counters.batches_seen)
         if self._data_wait is not None:
             self._data_wait.take()
 
@@ -92,9 +94,11 @@ class MetricsLog(Callback):
         costs = {"images_per_second": speed, "memory_gib": peak_memory(module.device)}
         if self._data_wait is not None:
             costs["data_wait"] = min(1.0, self._data_wait.take() / seconds)
+        left = (trainer.num_training_batches - batch_index - 1) * seconds
+        left /= max(1, module.counters.batches_seen - self._since[2])
         self._begin_interval(module)
         module.log("images/s", speed, prog_bar=True, logger=False)
-        self._write(trainer, module, "train/", costs)
+        self._write(trainer, module, "train/", costs, seconds_left=left)
 
     def on_validation_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         if not trainer.sanity_checking:
@@ -119,15 +123,15 @@ class MetricsLog(Callback):
         begins = f'"{prefix}'.encode()
         return any(begins in line and _seen(line) == batches_seen for line in _lines(self.path))
 
-    def _write(self, trainer, module, prefix: str, extra: dict[str, float]) -> None:
+    def _write(self, trainer, module, prefix: str, extra: dict[str, float], *, seconds_left: float = math.inf) -> None:
         values = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith(prefix)}
-        if bad := self._put(trainer, module, _mean_over_ranks(values, module) | extra):
+        if bad := self._put(trainer, module, _mean_over_ranks(values, module) | extra, seconds_left):
             raise NonFiniteError(
                 f"{', '.join(bad)} not finite at batch {module.counters.batches_seen}: training stopped before a "
                 "checkpoint could keep it. Resume from the last one with a lower optim.lr, or trainer.precision=32-true"
             )
 
-    def _put(self, trainer, module, values: dict[str, float]) -> list[str]:
+    def _put(self, trainer, module, values: dict[str, float], seconds_left: float = math.inf) -> list[str]:
         """Names of the values that are not finite."""
         bad = [name for name, value in values.items() if not math.isfinite(value)]
         counters = module.counters.as_dict()
@@ -141,8 +145,7 @@ class MetricsLog(Callback):
                         {**values, "images_seen": counters["images_seen"]}, step=counters["batches_seen"]
                     )
             if self.echo:
-                text = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
-                print(f"batch {counters['batches_seen']}: {text}", flush=True)
+                print(echoed.line(counters["batches_seen"], values, seconds_left), flush=True)
         return bad
 
     def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
