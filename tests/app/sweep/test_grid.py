@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 from latentdiff.app import launch
 from latentdiff.app.sweep import grid_job
 from latentdiff.app.sweep import record as record
+from latentdiff.app.sweep.report import make_report
 from latentdiff.config.errors import InputError
 
 FILES = {
@@ -51,9 +52,10 @@ def states(folder: str | Path) -> dict[int, str]:
     return {number: job.state for number, job in record.read(Path(folder)).jobs.items()}
 
 
-def test_every_combination_has_a_folder_in_one_that_is_named_by_the_time(program, tmp_path: Path) -> None:
+def test_every_combination_has_a_folder_in_one_that_is_named_by_the_time(program, tmp_path: Path, capsys) -> None:
     seen: list[DictConfig] = []
     assert program(seen.append, "-m", "seed=1,2", "sampler=ddim,euler") == 0
+    assert capsys.readouterr().out.startswith("checking 4 combinations\n")
     (folder,) = (tmp_path / "out" / "plain" / "multirun").iterdir()
     assert [(cfg.seed, cfg.sampler.steps) for cfg in seen] == [(1, 5), (1, 6), (2, 5), (2, 6)]
     assert [cfg.run_dir for cfg in seen] == [f"{folder.relative_to(tmp_path)}/{n}" for n in range(4)]
@@ -71,10 +73,15 @@ def test_a_group_that_is_given_stays(program) -> None:
     assert [cfg.logger.wandb.group for cfg in seen] == ["mine", "mine"]
 
 
-def test_run_directories_may_be_named_by_the_settings(program, capsys) -> None:
+def test_run_directories_may_be_named_by_the_settings(program, tmp_path: Path, capsys) -> None:
     seen: list[DictConfig] = []
     assert program(seen.append, "-m", "seed=1,2", "run_dir=runs/${seed}") == 0
     assert [cfg.run_dir for cfg in seen] == ["runs/1", "runs/2"]
+    (folder,) = (tmp_path / "out" / "plain" / "multirun").iterdir()
+    assert {cfg.logger.wandb.group for cfg in seen} == {folder.name}
+    Path("runs/2").mkdir(parents=True)
+    Path("runs/2/metrics.jsonl").write_text('{"images_seen": 10, "val/loss": 0.5}\n')
+    assert [result.value for result in make_report(folder, objective="val/loss").results] == [None, 0.5]
     assert program(seen.append, "-m", "seed=1,2", "run_dir=runs/${max_batches}") == 2
     assert "several jobs would train in the same one" in capsys.readouterr().err
     assert len(seen) == 2
@@ -123,7 +130,7 @@ def failing_at(errors: dict[int, BaseException], seen: list[int]):
         ({1: InputError("no"), 2: InputError("no"), 3: InputError("no")}, 2, ["refused"] * 3),
         ({2: KeyboardInterrupt()}, 130, ["done", "stopped", "planned"]),
         ({1: RuntimeError("bug"), 2: SystemExit(138)}, 138, ["failed", "stopped", "planned"]),
-        ({1: SystemExit(0)}, 0, ["done"] * 3),
+        ({1: SystemExit(0)}, 1, ["stopped", "done", "done"]),  # trainer.max_time was up
     ],
 )
 def test_failing_jobs(program, errors: dict, code: int, expected: list[str]) -> None:
@@ -144,6 +151,34 @@ def test_a_sweep_goes_on_in_its_folder_and_may_grow(program, capsys) -> None:
     assert "holds a sweep over seed" in capsys.readouterr().err
 
 
+def test_what_is_done_stays_so_until_it_has_its_turn_again(program) -> None:
+    assert program(failing_at({2: InputError("no")}, []), "-m", "seed=1,2,3", "run_dir=s") == 1
+    assert program(failing_at({1: KeyboardInterrupt()}, []), "-m", "seed=1,2,3", "run_dir=s") == 130
+    assert states("s") == {0: "stopped", 1: "refused", 2: "done"}
+    assert record.read(Path("s")).jobs[1].reason == "no"
+    line = ("-m", "seed=1,2,3", "max_batches=20", "run_dir=s")  # trains more than what was done
+    assert program(failing_at({1: KeyboardInterrupt()}, []), *line) == 130
+    assert states("s") == {0: "stopped", 1: "planned", 2: "planned"}
+
+
+def test_a_job_that_another_process_sees_to_is_left_to_it(program, capsys) -> None:
+    assert program(failing_at({}, []), "-m", "seed=1,2", "run_dir=s") == 0
+    record.put(Path("s"), 0, record.RUNNING)
+    seen: list[int] = []
+    with record.claim(Path("s"), 0):
+        assert program(failing_at({}, seen), "-m", "seed=1,2", "run_dir=s") == 1
+        assert states("s") == {0: "running", 1: "done"}
+    assert seen == [2]
+    assert "job 0 of s: another process sees to it" in capsys.readouterr().out
+
+
+def test_a_folder_that_cannot_be_made_is_refused(program, capsys) -> None:
+    Path("file").write_text("")
+    for line in (["run_dir=file/s"], ["paths.outputs=file"]):
+        assert program(failing_at({}, []), "-m", "seed=1,2", *line) == 2
+        assert "cannot be written" in capsys.readouterr().err
+
+
 def test_child_processes_run_their_job_alone(program, monkeypatch) -> None:
     for name in grid_job.PROCESS_GROUP:
         monkeypatch.delenv(name, raising=False)
@@ -153,10 +188,10 @@ def test_child_processes_run_their_job_alone(program, monkeypatch) -> None:
         seen.append((sys.argv[1:], os.environ.get("LOCAL_RANK")))
         os.environ["LOCAL_RANK"] = "0"
 
-    assert program(job, "-m", "--config-dir", "configs", "seed=1,2", "run_dir=a=b", "logger.wandb.group=g") == 0
+    assert program(job, "-m", "--config-dir", "configs", "seed=1,2", "run_dir=a=b") == 0
     options = ["--config-dir", "configs"]
     assert seen == [
-        ([*options, "logger.wandb.group=g", f"seed={seed}", f"run_dir='a=b/{seed - 1}'"], None) for seed in (1, 2)
+        ([*options, f"seed={seed}", "logger.wandb.group='a=b'", f"run_dir='a=b/{seed - 1}'"], None) for seed in (1, 2)
     ]
     assert "LOCAL_RANK" not in os.environ
 

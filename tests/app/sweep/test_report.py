@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -78,6 +79,17 @@ def test_another_objective(folder: Path, capsys) -> None:
     assert "did you mean val/psnr" in capsys.readouterr().err
 
 
+@pytest.mark.filterwarnings("error")
+def test_many_jobs_of_which_none_is_done(folder: Path) -> None:
+    sweep = record.read(folder)
+    for number in range(11):
+        sweep = sweep.with_job(job(number, "stopped", f"0.{number}1"))
+        (folder / str(number)).mkdir(exist_ok=True)
+        (folder / str(number) / "metrics.jsonl").write_text('{"images_seen": 10, "val/loss_v": 1.0}\n')
+    record.write(folder, sweep)
+    assert make_report(folder).best is None
+
+
 def test_a_job_whose_run_is_locked_runs(folder: Path) -> None:
     with run_lock.alone_in(folder / "4"):
         assert make_report(folder).sweep.jobs[4].state == "running"
@@ -86,6 +98,23 @@ def test_a_job_whose_run_is_locked_runs(folder: Path) -> None:
     assert make_report(folder).sweep.jobs[4].state == "running"
     claimed.close()
     assert make_report(folder).sweep.jobs[4].state == "stopped"
+
+
+def test_a_process_that_outlives_the_one_that_forked_it_claims_nothing(folder: Path) -> None:
+    """As DataLoader workers do for a while after a kill."""
+    claimed = record.claim(folder, 4)
+    (heard, told), (waits, ends) = os.pipe(), os.pipe()
+    if (child := os.fork()) == 0:
+        os.write(told, b".")
+        os.read(waits, 1)
+        os._exit(0)
+    os.read(heard, 1)
+    claimed.close()
+    again = record.claim(folder, 4)
+    os.write(ends, b".")
+    os.waitpid(child, 0)
+    assert again is not None
+    again.close()
 
 
 def test_records_that_are_none(tmp_path: Path) -> None:

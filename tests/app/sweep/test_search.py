@@ -11,6 +11,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import optuna
 import pytest
 
 from latentdiff.app.sweep import record as record
@@ -20,6 +21,7 @@ from latentdiff.app.sweep.report import make_report
 from latentdiff.app.sweep.search import search
 from latentdiff.app.sweep.space import Pruner, Space
 from latentdiff.app.sweep.study import JOURNAL, opened
+from latentdiff.app.sweep.trial import last_error
 from latentdiff.config.errors import InputError, RunError
 
 STUB = """
@@ -31,6 +33,8 @@ open(os.path.join(folder, "starts"), "a").write(told["resume"] + " ")
 if told.get("kind") == "bad":
     print("error: kind is bad", file=sys.stderr)
     sys.exit(2)
+if "late" in told and open(os.path.join(folder, "starts")).read() == told["late"]:
+    time.sleep(60)
 stop = []
 signal.signal(signal.SIGTERM, lambda *_: stop.append(143))
 signal.signal(signal.SIGINT, lambda *_: stop.append(130))
@@ -58,6 +62,7 @@ SPACE = Space(
     seed=0,
     pruner=None,
     images=40,
+    grouped=False,
     outputs=Path("outputs"),
     name="stub",
 )
@@ -148,16 +153,16 @@ def test_values_that_a_killed_process_was_drawing_are_drawn_again(run, tmp_path:
     assert {job.settings["x"]: job.state for job in jobs.values()} == {"0": "done", "1": "done"}
 
 
+def signalled_after(path: Path, number: int) -> None:
+    while not path.exists():
+        time.sleep(0.01)
+    os.kill(os.getpid(), number)
+
+
 def test_a_signal_stops_the_trials_and_the_same_command_goes_on(run, tmp_path: Path, capsys) -> None:
     space = replace(SPACE, parameters={"x": Whole(0, 1, 1)}, trials=2, trial_overrides=["pause=0.3"])
     lines = tmp_path / "sweep" / "1" / "metrics.jsonl"
-
-    def interrupt() -> None:
-        while not lines.exists():
-            time.sleep(0.01)
-        os.kill(os.getpid(), signal.SIGINT)
-
-    thread = threading.Thread(target=interrupt)
+    thread = threading.Thread(target=signalled_after, args=(lines, signal.SIGINT))
     thread.start()
     assert run(space, jobs=2) == 130
     thread.join()
@@ -170,6 +175,100 @@ def test_a_signal_stops_the_trials_and_the_same_command_goes_on(run, tmp_path: P
     assert {job.state for job in record.read(tmp_path / "sweep").jobs.values()} == {"done"}
     assert [result.images for result in make_report(tmp_path / "sweep").results] == [40, 40]
     assert (tmp_path / "sweep" / "1" / "starts").read_text() == "auto auto "
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_trial_that_has_no_handlers_yet_is_stopped_too(run, tmp_path: Path, number: int) -> None:
+    space = replace(SPACE, trials=1, trial_overrides=["pause=0", "late=auto "])
+    thread = threading.Thread(target=signalled_after, args=(tmp_path / "sweep" / "0" / "starts", number))
+    thread.start()
+    assert run(space) == 128 + number
+    thread.join()
+    assert {n: job.state for n, job in record.read(tmp_path / "sweep").jobs.items()} == {0: "stopped"}
+    assert run(space) == 0
+    assert {job.state for job in record.read(tmp_path / "sweep").jobs.values()} == {"done"}
+
+
+def test_no_trial_begins_after_a_signal(run, tmp_path: Path, monkeypatch) -> None:
+    """It comes when the trial has its values, and no process."""
+    recorded = sweep_search.Search._recorded
+
+    def interrupted(self, trial):
+        os.kill(os.getpid(), signal.SIGINT)
+        return recorded(self, trial)
+
+    monkeypatch.setattr(sweep_search.Search, "_recorded", interrupted)
+    assert run(SPACE) == 130
+    assert {n: job.state for n, job in record.read(tmp_path / "sweep").jobs.items()} == {0: "stopped"}
+    assert not (tmp_path / "sweep" / "0" / "starts").exists()
+
+
+def test_what_nohup_keeps_away_stays_away(run, monkeypatch) -> None:
+    recorded = sweep_search.Search._recorded
+
+    def hung_up(self, trial):
+        os.kill(os.getpid(), signal.SIGHUP)
+        return recorded(self, trial)
+
+    monkeypatch.setattr(sweep_search.Search, "_recorded", hung_up)
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert run(replace(SPACE, trials=1)) == 0
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_trial_that_is_just_starting_gets_the_signal(run, tmp_path: Path, monkeypatch) -> None:
+    started = subprocess.Popen
+
+    def interrupted(*args, **kwargs):
+        process = started(*args, **kwargs)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return process
+
+    monkeypatch.setattr(subprocess, "Popen", interrupted)
+    assert run(replace(SPACE, trial_overrides=["pause=60"])) == 143
+    assert record.read(tmp_path / "sweep").jobs[0].state == "stopped"
+
+
+def test_the_record_knows_what_the_journal_calls_ended(run, tmp_path: Path, monkeypatch) -> None:
+    """Killed between the two, a trial would never be looked at again."""
+    tell, known = optuna.Study.tell, []
+
+    def looked_at(self, number, *args, **kwargs):
+        known.append(record.read(tmp_path / "sweep").jobs[number].state)
+        return tell(self, number, *args, **kwargs)
+
+    monkeypatch.setattr(optuna.Study, "tell", looked_at)
+    assert run(replace(SPACE, trials=2)) == 0
+    assert known == ["done", "done"]
+
+
+def test_a_group_in_wandb_is_given_to_trials_alone(run, tmp_path: Path, monkeypatch) -> None:
+    lines: list[list[str]] = []
+    made = sweep_search.TrialProcess
+    monkeypatch.setattr(sweep_search, "TrialProcess", lambda **given: lines.append(given["command"]) or made(**given))
+    assert run(replace(SPACE, trials=1, grouped=True)) == 0
+    assert "logger.wandb.group='sweep'" in lines[0]
+    assert record.read(tmp_path / "sweep").jobs[0].overrides == ["steps=4", "x=-3"]
+
+
+def test_a_grid_that_is_not_gone_through_says_so(run, capsys) -> None:
+    assert run(replace(SPACE, trials=2)) == 0
+    assert "search of 2 of 7 combinations: " in capsys.readouterr().out
+
+
+def test_the_end_of_a_killed_trial_is_its_signal(tmp_path: Path) -> None:
+    (tmp_path / "log.txt").write_text("batch 3: loss 1.0, 5 images/s\n")
+    assert last_error(tmp_path, -9) == "killed by SIGKILL"
+    assert last_error(tmp_path, 1) == "exit code 1: batch 3: loss 1.0, 5 images/s"
+
+
+def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"--dir: '.*' cannot be written"), opened(tmp_path / "file" / "s", SPACE):
+        pass
 
 
 def test_two_processes_share_the_trials(run, tmp_path: Path) -> None:

@@ -66,6 +66,7 @@ def test_a_space(tmp_path: Path) -> None:
         ("pruner:", "trials: 0\npruner:", "trials: expected a whole number"),
         ("pruner:", "direction: down\npruner:", "minimize or maximize"),
         ("max_batches=40", "max_batches=0", "max_batches: expected a whole number"),
+        ("max_batches=40", "trainer.max_time=00:01:00:00", "trainer.max_time: a trial that it ends"),
         ("max_batches=40", "run_dir=x", "is the sweep's to give"),
         ("experiment=ldm_txt2img", "experiment=ldm_txt2im", "did you mean ldm_txt2img"),
         ("space:\n  optim.lr", "spaces:\n  optim.lr", "a mapping with `space`"),
@@ -74,6 +75,26 @@ def test_a_space(tmp_path: Path) -> None:
 def test_faults_are_named(tmp_path: Path, before: str, after: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
         read(SPACE.replace(before, after), tmp_path)
+
+
+def test_a_grid_has_all_its_combinations_unless_fewer_are_wanted(tmp_path: Path) -> None:
+    text = "overrides: [experiment=ldm_txt2img]\nspace: {optim.lr: {choice: [0.1, 0.2, 0.3]}}\nsampler: grid\n"
+    assert [read(text + line, tmp_path).trials for line in ("", "trials: 2\n", "trials: 9\n")] == [3, 2, 3]
+    assert read(text.replace("grid", "random"), tmp_path).trials == 20
+
+
+def test_trials_are_a_group_in_wandb_unless_they_have_one(tmp_path: Path) -> None:
+    assert not read(SPACE, tmp_path).grouped
+    assert read(SPACE, tmp_path, ["logger=wandb"]).grouped
+    assert not read(SPACE, tmp_path, ["logger=wandb", "logger.wandb.group=mine"]).grouped
+
+
+def test_the_command_has_all_options(tmp_path: Path, monkeypatch) -> None:
+    given: dict = {}
+    monkeypatch.setattr("latentdiff.app.sweep.search.search", lambda *args, **named: given.update(named) or 0)
+    line = ["sweep", str(ROOT / "configs/sweep/ae_kl.yaml"), "--trials", "3", "--jobs", "2", "data.size=32"]
+    assert main([*line, "--dir", "s"]) == 0
+    assert given["command"].endswith("ae_kl.yaml --dir s --trials 3 --jobs 2 data.size=32")
 
 
 def test_parameters() -> None:

@@ -9,6 +9,7 @@ import os
 import sys
 import time
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 from latentdiff.app.processes import is_first, launched, warn
@@ -30,19 +31,29 @@ def prepare(run_dir: str | None, *, outputs: str, name: str) -> Path:
     if not is_first() and CHILD_RUN_DIR in os.environ:
         return Path(os.environ[CHILD_RUN_DIR])
     parent = Path(outputs) / name
-    path = Path(run_dir) if run_dir else _of_slurm_job(parent)
-    try:
-        path = path or fresh(parent)
+    path = made(Path(run_dir) if run_dir else _of_slurm_job(parent) or fresh(parent))
+    os.environ[CHILD_RUN_DIR] = str(path)
+    return path
+
+
+def made(path: Path, key: str = "run_dir") -> Path:
+    """A folder, made and found writable. Raises InputError, which names the ``key`` that gives another."""
+    with _refused(path, key):
         path.mkdir(parents=True, exist_ok=True)
         probe = path / f".write-probe-{uuid.uuid4().hex[:8]}"
         probe.write_text("")
         probe.unlink()
+    return path
+
+
+@contextlib.contextmanager
+def _refused(path: Path, key: str) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise InputError(
-            f"run_dir: '{path or parent}' cannot be written ({error.strerror}); give another with run_dir=DIR"
+            f"{key}: '{path}' cannot be written ({error.strerror}); give another with {key}=DIR"
         ) from error
-    os.environ[CHILD_RUN_DIR] = str(path)
-    return path
 
 
 def _of_slurm_job(parent: Path) -> Path | None:
@@ -61,7 +72,7 @@ def fresh(parent: Path) -> Path:
         )
     for count in itertools.count(1):
         path = parent / (stamp if count == 1 else f"{stamp}_{count}")
-        with contextlib.suppress(FileExistsError):
+        with _refused(parent, "run_dir"), contextlib.suppress(FileExistsError):
             path.mkdir(parents=True)
             break
     return path

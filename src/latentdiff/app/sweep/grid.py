@@ -7,9 +7,10 @@ at the first that fails.
 from __future__ import annotations
 
 import itertools
+import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hydra._internal.callbacks import Callbacks
@@ -24,6 +25,7 @@ from latentdiff.app.processes import is_first, say
 from latentdiff.app.run import run_dir as runs
 from latentdiff.app.sweep import record as record
 from latentdiff.app.sweep.grid_job import GridJob
+from latentdiff.app.sweep.group import group_override, takes_group
 from latentdiff.app.sweep.record import Job, Sweep
 from latentdiff.app.sweep.report import as_typed, print_report
 from latentdiff.config.compose import opened
@@ -96,11 +98,12 @@ def _plan(command: Command) -> tuple[list[Planned], list[Fault]]:
     faults += [fault for line in fixed if (fault := _missing(line)) is not None]
     if faults:
         return [], faults
+    say(f"checking {math.prod(map(len, swept.values()))} combinations")
     planned = []
     for values in itertools.product(*swept.values()):
         settings = dict(zip(swept, values))
         own = [*fixed, *(f"{key}={value}" for key, value in settings.items())]
-        cfg, found = checked(configs, name, command.program, own)
+        cfg, found = checked(configs, name, command.program, own, runs=True)
         planned.append(Planned(settings, own, cfg, found or _beforehand(command, cfg)))
     common = [fault for fault in planned[0].faults if all(fault in each.faults for each in planned)]
     if common or all(each.faults for each in planned):
@@ -138,13 +141,13 @@ def _beforehand(command: Command, cfg: DictConfig | None) -> list[Fault]:
 def _laid_out(command: Command, planned: Sequence[Planned]) -> tuple[Path, dict[int, Planned]]:
     """The sweep's folder with its record, and the jobs by number, each with its run directory among its overrides.
 
-    A sweep that stands in the folder goes on: jobs of the same settings keep their numbers, new ones come after them.
+    A sweep that stands in the folder goes on: jobs of the same settings keep their numbers, and their states where
+    nothing else of them has changed; new ones come after them.
     """
     first = next(each for each in planned if each.cfg is not None)
     given = [line for line in planned[0].overrides if line.startswith("run_dir=")]
     own = "run_dir" in planned[0].settings or any("${" in line for line in given)
-    folder = Path(first.cfg.run_dir) if given and not own else _fresh(command, planned)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = runs.made(Path(first.cfg.run_dir) if given and not own else _fresh(command, planned))
     objective, maximize = _objective(command, first.cfg)
     typed = as_typed(["python", f"{command.program}.py", *command.options, "-m", *command.overrides])
     sweep = Sweep(typed, list(planned[0].settings), objective, maximize)
@@ -159,10 +162,13 @@ def _laid_out(command: Command, planned: Sequence[Planned]) -> tuple[Path, dict[
         known = {tuple(job.settings.items()): job.number for job in before.jobs.values()}
         for each in planned:
             number = known.setdefault(tuple(each.settings.items()), len(known))
-            place = each.cfg.run_dir if own and each.cfg is not None else str(number)
-            overrides = each.overrides if own else _placed(each, folder / str(number), folder.name)
+            place = str(Path(each.cfg.run_dir).absolute()) if own and each.cfg is not None else str(number)
+            overrides = _placed(each, None if own else folder / str(number), folder)
             trained = [line for line in each.overrides if not line.startswith((*OF_HYDRA, "run_dir="))]
-            sweep = sweep.with_job(Job(number, each.settings, trained, place))
+            job, noted = Job(number, each.settings, trained, place), before.jobs.get(number)
+            if noted is not None and noted.overrides == trained:
+                job = replace(job, state=noted.state, reason=noted.reason)
+            sweep = sweep.with_job(job)
             laid_out[number] = Planned(each.settings, overrides, each.cfg, each.faults)
         kept = {number: job for number, job in before.jobs.items() if number not in laid_out}
         for job in kept.values():
@@ -183,13 +189,14 @@ def _fresh(command: Command, planned: Sequence[Planned]) -> Path:
     return runs.fresh((outputs / names.pop() if len(names) == 1 else outputs) / "multirun")
 
 
-def _placed(each: Planned, place: Path, group: str) -> list[str]:
-    """The job's overrides with its run directory, and the sweep as its group in W&B unless one was given."""
-    kept = [line for line in each.overrides if not line.startswith("run_dir=")]
-    logger = None if each.cfg is None else OmegaConf.select(each.cfg, "logger.wandb")
-    if logger is not None and "group" in logger and not any(line.startswith("logger.wandb.group=") for line in kept):
-        kept.append(f"logger.wandb.group={group}")
-    return [*kept, *quote_overrides([f"run_dir={place}"])]
+def _placed(each: Planned, place: Path | None, folder: Path) -> list[str]:
+    """The job's overrides with its run directory, where it has none of its own, and the sweep as its group in W&B."""
+    lines = list(each.overrides)
+    if each.cfg is not None and takes_group(each.cfg, lines):
+        lines.append(group_override(folder))
+    if place is None:
+        return lines
+    return [*(line for line in lines if not line.startswith("run_dir=")), *quote_overrides([f"run_dir={place}"])]
 
 
 def _objective(command: Command, cfg: DictConfig) -> tuple[str | None, bool]:

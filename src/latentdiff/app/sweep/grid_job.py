@@ -12,7 +12,7 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from latentdiff.app.exit_codes import DONE, REFUSED, SIGNALLED, judge
+from latentdiff.app.exit_codes import DONE, FAILED, REFUSED, SIGNALLED, judge
 from latentdiff.app.processes import is_first, say
 from latentdiff.app.sweep import record as record
 from latentdiff.config.quoting import requote
@@ -43,14 +43,18 @@ class GridJob:
     def __call__(self, cfg: DictConfig) -> int:
         at = HydraConfig.get().job.num
         number = self.numbers[at]
+        claimed = record.claim(self.folder, number) if is_first() else None
+        if is_first() and claimed is None:
+            say(f"job {number} of {self.folder.name}: another process sees to it")
+            return FAILED
         say(f"job {number} of {self.folder.name}: {self.names[at]}")
-        with self._noted(number) as outcome, _environment_restored():
+        with claimed or contextlib.nullcontext(), self._noted(number) as outcome, _environment_restored():
             # The processes that Lightning starts, and the first stage's, run sys.argv: this job only, not the sweep.
             sys.argv = [self.script, *self.options, *map(requote, HydraConfig.get().overrides.task)]
             try:
                 self.job(cfg)
             except BaseException as error:
-                outcome.update(code=judge(error), reason=str(error) or type(error).__name__)
+                outcome.update(_judged(error))
         if outcome["code"] > SIGNALLED and self.ends_all:
             raise SystemExit(outcome["code"])
         return outcome["code"]
@@ -58,21 +62,27 @@ class GridJob:
     @contextlib.contextmanager
     def _noted(self, number: int) -> Iterator[dict]:
         """Keeps the record; the outcome is filled in by the caller."""
-        outcome = {"code": DONE, "reason": ""}
+        outcome: dict = {"code": DONE, "state": record.DONE, "reason": ""}
         if not is_first():
             yield outcome
             return
-        claimed = record.claim(self.folder, number)
         record.put(self.folder, number, record.RUNNING)
         try:
             yield outcome
         finally:
-            code = outcome["code"]
-            state = record.STOPPED if code > SIGNALLED else record.REFUSED if code == REFUSED else record.FAILED
-            reason = "" if code > SIGNALLED or code == DONE else outcome["reason"]
-            record.put(self.folder, number, record.DONE if code == DONE else state, reason)
-            if claimed is not None:
-                claimed.close()
+            record.put(self.folder, number, outcome["state"], outcome["reason"])
+
+
+def _judged(error: BaseException) -> dict:
+    """What becomes of a job that has not come to its end. One that leaves without a fault had no more time
+    (``trainer.max_time``): it is not done."""
+    code = judge(error)
+    if code == DONE:
+        return {"code": FAILED, "state": record.STOPPED, "reason": "trainer.max_time was up"}
+    if code > SIGNALLED:
+        return {"code": code, "state": record.STOPPED, "reason": ""}
+    state = record.REFUSED if code == REFUSED else record.FAILED
+    return {"code": code, "state": state, "reason": str(error) or type(error).__name__}
 
 
 @contextlib.contextmanager

@@ -65,7 +65,8 @@ def _curves(axes: Axes, report: Report) -> None:
     if _is_wide([value for result in shown for _, value in result.curve]):
         axes.set_yscale("log")
     axes.grid(alpha=0.3)
-    axes.legend(fontsize="x-small", loc="center left", bbox_to_anchor=(1.0, 0.5))
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(fontsize="x-small", loc="center left", bbox_to_anchor=(1.0, 0.5))
 
 
 def _label(report: Report, result: Result) -> str:

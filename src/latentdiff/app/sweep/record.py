@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -20,7 +21,7 @@ FORMAT = 1
 PLANNED, RUNNING, DONE, PRUNED = "planned", "running", "done", "pruned"
 FAILED, REFUSED, STOPPED = "failed", "refused", "stopped"
 STATES = (DONE, PRUNED, RUNNING, PLANNED, STOPPED, FAILED, REFUSED)
-"""States of a job. ``stopped``: by a signal, or killed; the same command goes on with it."""
+"""States of a job. ``stopped``: by a signal, its limit of time, or killed; the same command goes on with it."""
 
 Settings = Mapping[str, str]
 """Swept key -> its value as written on a command line."""
@@ -111,6 +112,7 @@ def claim(folder: Path, number: int) -> IO[str] | None:
         if error.errno in run_lock.TAKEN:
             return None
         raise
+    os.register_at_fork(after_in_child=file.close)  # DataLoader workers may outlive a process that is killed
     return file
 
 

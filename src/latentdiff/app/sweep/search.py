@@ -11,12 +11,13 @@ import contextlib
 import signal
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from latentdiff.app.exit_codes import DONE, FAILED, SIGNALLED
 from latentdiff.app.sweep import record as record
+from latentdiff.app.sweep.group import group_override
 from latentdiff.app.sweep.record import Job, Sweep
 from latentdiff.app.sweep.report import named, print_report
 from latentdiff.app.sweep.space import Space
@@ -29,7 +30,8 @@ if TYPE_CHECKING:
     from optuna import Study
     from optuna.trial import FrozenTrial, Trial
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+PASSED_ON = {signal.SIGINT: signal.SIGINT, signal.SIGTERM: signal.SIGTERM, signal.SIGHUP: signal.SIGTERM}
+"""What a trial gets of the signals that stop a search: it does not save its state on SIGHUP."""
 EVERY = 0.5
 """Seconds between looks at the trials."""
 HOPELESS = 3
@@ -38,7 +40,8 @@ HOPELESS = 3
 
 @dataclass
 class Active:
-    """A trial that this process sees to. ``slot``: its place among those beside it."""
+    """A trial that this process sees to. ``slot``: its place among those beside it. ``told``: how many of the search's
+    signals it has had."""
 
     trial: Trial
     job: Job
@@ -47,6 +50,7 @@ class Active:
     slot: int
     reported: int
     pruned: bool = False
+    told: int = 0
 
 
 class Search:
@@ -67,7 +71,12 @@ class Search:
         self.space, self.study, self.folder = space, study, folder
         self.program, self.environments = list(program), list(environments)
         self.active: list[Active] = []
-        self.stopped_by = 0
+        self.signals: list[int] = []
+
+    @property
+    def stopped_by(self) -> int:
+        """The signal that has ended the search, 0 where none has come."""
+        return self.signals[0] if self.signals else 0
 
     def run(self) -> None:
         """Until the trials are done, or a signal has come and all have saved. Raises RunError where the first trials
@@ -83,24 +92,29 @@ class Search:
 
     @contextlib.contextmanager
     def _signals_noted(self) -> Iterator[None]:
-        def note(number: int, frame: object) -> None:
-            self.stopped_by = self.stopped_by or number
-            for each in self.active:
-                each.process.stop(number)
-
-        before = {number: signal.signal(number, note) for number in SIGNALS}
+        """The handler only notes them: a trial may be just about to start. SIGHUP stays ignored under nohup."""
+        hung_up = signal.getsignal(signal.SIGHUP)
+        noted = [number for number in PASSED_ON if number != signal.SIGHUP or hung_up != signal.SIG_IGN]
+        before = {number: signal.signal(number, lambda number, _: self.signals.append(number)) for number in noted}
         try:
             yield
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
+    def _pass_on(self, each: Active) -> bool:
+        """Sends the trial the signals that it has not had; False where it has not been started."""
+        while each.told < len(self.signals):
+            each.process.stop(PASSED_ON[self.signals[each.told]])
+            each.told += 1
+        return each.process.stop(0)
+
     def _stop_all(self) -> None:
         """Waits for the trials that run: each saves its state."""
         for each in self.active:
-            each.process.stop(self.stopped_by or signal.SIGTERM)
+            each.process.stop(signal.SIGTERM)
         for each in self.active:
-            while each.process.stop(0) and each.process.poll() is None:
+            while self._pass_on(each) and each.process.poll() is None:
                 time.sleep(EVERY)
             record.put(self.folder, each.job.number, record.STOPPED)
             each.claim.close()
@@ -112,6 +126,7 @@ class Search:
             trial, claim = found
             job = self._recorded(trial)
             line = [*self.program, *job.overrides, *self.space.trial_overrides]
+            line += [group_override(self.folder)] if self.space.grouped else []
             place, own = (self.folder / job.run_dir).resolve(), self.environments[free]
             process = TrialProcess(command=line, run_dir=place, environment=own)
             steps = self.study.trials[trial.number].intermediate_values
@@ -160,6 +175,8 @@ class Search:
         return job
 
     def _look_at(self, each: Active) -> None:
+        if self.stopped_by and not self._pass_on(each):
+            return self._leave(each, record.STOPPED)
         code = each.process.poll()  # before what it has measured: nothing is missed
         curve, names = measured(each.process.run_dir, self.space.objective)
         self._check_measured(names)
@@ -172,7 +189,7 @@ class Search:
             if early and not each.pruned and not self.stopped_by and each.trial.should_prune():
                 each.pruned = each.process.stop(signal.SIGTERM)
             return
-        if code > SIGNALLED and self.stopped_by:
+        if code != DONE and self.stopped_by:
             return self._leave(each, record.STOPPED)
         value = curve[-1][1] if curve else None
         if code == DONE and value is not None:
@@ -194,19 +211,25 @@ class Search:
             )
 
     def _tell(self, each: Active, state: str, value: float | None, reason: str = "") -> None:
+        """The record first: a trial that the journal has as ended is not looked at again."""
         from optuna.trial import TrialState
 
+        record.put(self.folder, each.job.number, state, reason)
         states = {record.DONE: TrialState.COMPLETE, record.PRUNED: TrialState.PRUNED, record.FAILED: TrialState.FAIL}
         self.study.tell(each.trial.number, value if state == record.DONE else None, state=states[state])
-        self._leave(each, state, reason)
+        self._release(each)
         said = "" if value is None else f": {self.space.objective} {value:.4g} at {each.reported:,} images"
         print(f"trial {each.job.number} {state}{said}, {named(each.job)}{self._best()}", flush=True)
         if state == record.FAILED:
             print(f"  {reason}", flush=True)
 
-    def _leave(self, each: Active, state: str, reason: str = "") -> None:
+    def _leave(self, each: Active, state: str) -> None:
+        """For the next search to go on with."""
+        record.put(self.folder, each.job.number, state)
+        self._release(each)
+
+    def _release(self, each: Active) -> None:
         self.active.remove(each)
-        record.put(self.folder, each.job.number, state, reason)
         each.claim.close()
 
     def _best(self) -> str:
@@ -237,9 +260,8 @@ def search(
     with opened(folder, space) as study:
         own = Sweep(command, list(space.parameters), space.objective, space.maximize)
         with record.locked(folder):
-            if not record.exists(folder):
-                record.write(folder, own)
-        print(f"search of {space.trials} trials: {folder}", flush=True)
+            record.write(folder, replace(record.read(folder), command=command) if record.exists(folder) else own)
+        print(f"search of {_extent(space)}: {folder}", flush=True)
         running = Search(space=space, study=study, folder=folder, program=program, environments=environments)
         running.run()
     report = print_report(folder)
@@ -247,3 +269,8 @@ def search(
         print(f"stopped by {signal.Signals(running.stopped_by).name}; the same command goes on")
         return SIGNALLED + running.stopped_by
     return FAILED if report.best is None else DONE
+
+
+def _extent(space: Space) -> str:
+    whole = len(space.all_values()) if space.sampler == "grid" else 0
+    return f"{space.trials} of {whole} combinations" if space.trials < whole else f"{space.trials} trials"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from latentdiff.app.composed import checked
+from latentdiff.app.sweep.group import takes_group
 from latentdiff.app.sweep.objective import check_objective, default_objective, is_maximized
 from latentdiff.app.sweep.parameter import Parameter, read_parameter
 from latentdiff.config.errors import InputError
@@ -25,11 +27,13 @@ DEFAULTS = {
     "space": None,
     "objective": None,
     "direction": None,
-    "trials": 20,
+    "trials": None,
     "sampler": "tpe",
     "seed": 0,
     "pruner": None,
 }
+TRIALS = 20
+"""Where the file says nothing; a grid has all its combinations."""
 SAMPLERS = ("tpe", "random", "grid")
 PRUNERS = {
     "hyperband": {"min_images": None, "reduction": 3},
@@ -53,7 +57,7 @@ class Pruner:
 @dataclass(frozen=True)
 class Space:
     """``overrides`` are of every trial and of the command for the best setting, ``trial_overrides`` of trials alone.
-    ``images``: what the longest trial sees."""
+    ``images``: what the longest trial sees. ``grouped``: whether the trials are to be a group in W&B."""
 
     overrides: list[str]
     trial_overrides: list[str]
@@ -65,6 +69,7 @@ class Space:
     seed: int
     pruner: Pruner | None
     images: int
+    grouped: bool
     outputs: Path
     name: str
 
@@ -96,11 +101,14 @@ def read_space(path: Path, configs: Path, overrides: Sequence[str], trials: int 
     fixed, trial = [*node["overrides"], *overrides], node["trial_overrides"]
     cfgs = _composed(configs, [*fixed, *trial], parameters)
     objective, maximize = _objective(node, cfgs)
-    count = node["trials"] if trials is None else trials
+    count = trials if trials is not None else TRIALS if node["trials"] is None else node["trials"]
     if not isinstance(count, int) or isinstance(count, bool) or count < 1:
         raise InputError(f"trials: expected a whole number of at least 1, got {count!r}")
     if node["sampler"] == "grid" and (endless := [key for key, p in parameters.items() if p.values() is None]):
         raise InputError(f"space.{endless[0]}: a grid goes through choice and int alone; list its values with choice")
+    if node["sampler"] == "grid":
+        combinations = math.prod(len(parameter.values()) for parameter in parameters.values())
+        count = combinations if trials is None and node["trials"] is None else min(count, combinations)
     return Space(
         overrides=fixed,
         trial_overrides=trial,
@@ -112,6 +120,7 @@ def read_space(path: Path, configs: Path, overrides: Sequence[str], trials: int 
         seed=node["seed"],
         pruner=_pruner(node["pruner"], cfgs),
         images=max(cfg.max_batches * cfg.global_batch for cfg in cfgs),
+        grouped=takes_group(cfgs[0], [*fixed, *trial]),
         outputs=Path(cfgs[0].paths.outputs),
         name=str(cfgs[0].experiment),
     )
@@ -159,6 +168,11 @@ def _composed(configs: Path, fixed: list[str], parameters: Mapping[str, Paramete
         preflight.check_numbers(cfg)
         preflight.check_optimizers(cfg)
         preflight.check_task(cfg)
+        if cfg.trainer.get("max_time") is not None:
+            raise InputError(
+                "trainer.max_time: a trial that it ends is not measured to its end; leave it out, and make trials "
+                "shorter with max_batches in trial_overrides. A search itself may be stopped at any time"
+            )
         cfgs.append(cfg)
     return cfgs
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from latentdiff.app.run import run_dir as runs
 from latentdiff.app.run import run_lock
 from latentdiff.app.sweep.space import Pruner, Space
 from latentdiff.config.errors import InputError
@@ -33,7 +34,7 @@ def opened(folder: Path, space: Space) -> Iterator[Study]:
     except ModuleNotFoundError as error:
         raise InputError("latentdiff sweep needs optuna: pip install 'latentdiff[sweep]'") from error
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    folder.mkdir(parents=True, exist_ok=True)
+    runs.made(folder, "--dir")
     with (folder / DRIVERS).open("a") as drivers:
         _repair(folder, drivers.fileno())
         study = optuna.create_study(

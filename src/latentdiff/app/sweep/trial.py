@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -67,7 +68,9 @@ def measured(run_dir: Path, objective: str) -> tuple[Curve, set[str]]:
 
 
 def last_error(run_dir: Path, code: int) -> str:
-    """What the trial said of its end, in a line."""
+    """What the trial said of its end, in a line; the signal's name where one has killed it."""
+    if code < 0:
+        return f"killed by {signal.Signals(-code).name}"
     text = (run_dir / LOG).read_text(encoding="utf-8", errors="replace")
     lines = [line for line in text.splitlines() if line.strip()]
     errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]

@@ -12,8 +12,10 @@ REPORT = "report"
 
 
 USAGE = (
-    "latentdiff sweep SPACE.yaml [--trials N] [--dir DIR] [--jobs K] [KEY=VALUE ...]\n"
-    "       latentdiff sweep report DIR [--objective NAME] [--direction minimize|maximize]"
+    "latentdiff sweep SPACE.yaml [--trials N] [--dir DIR] [--jobs K]\n"
+    "                        [KEY=VALUE ...]\n"
+    "       latentdiff sweep report DIR [--objective NAME]\n"
+    "                        [--direction minimize|maximize]"
 )
 
 
@@ -30,7 +32,7 @@ def add(verbs: argparse._SubParsersAction) -> None:
     )
     sweep.add_argument("what", metavar="SPACE.yaml|report", help="the space to search (configs/sweep/), or `report`")
     sweep.add_argument(
-        "rest", nargs=argparse.REMAINDER, metavar="KEY=VALUE|DIR", help="overrides of all trials; the folder"
+        "rest", nargs=argparse.REMAINDER, metavar="KEY=VALUE|DIR", help="overrides of all trials; report: the folder"
     )
     sweep.set_defaults(run=_run)
 
@@ -50,7 +52,7 @@ def _options() -> argparse.ArgumentParser:
 def _run(arguments: argparse.Namespace) -> None:
     """Options and overrides may come in any order, which a sub-parser alone does not take."""
     words = argparse.ArgumentParser(prog="latentdiff sweep", parents=[_options()], usage=USAGE)
-    words.add_argument("words", nargs="*")
+    words.add_argument("words", nargs="*", metavar="KEY=VALUE|DIR", help="overrides of all trials; report: the folder")
     words.parse_intermixed_args(arguments.rest, namespace=arguments)
     if arguments.what == REPORT:
         _report(arguments)
@@ -91,7 +93,9 @@ def _search(arguments: argparse.Namespace) -> None:
     space = read_space(path, configs, arguments.words, arguments.trials)
     folder = Path(arguments.dir) if arguments.dir else space.outputs / space.name / "sweep" / path.stem
     program = [sys.executable, str(configs.parent / "train.py")]
-    command = as_typed(["latentdiff", "sweep", str(path), "--dir", str(folder), *arguments.words])
+    given = {"--dir": folder, "--trials": arguments.trials, "--jobs": arguments.jobs}
+    options = [str(word) for pair in given.items() if pair[1] is not None for word in pair]
+    command = as_typed(["latentdiff", "sweep", str(path), *options, *arguments.words])
     code = search(space, folder, program=program, environments=shares(jobs), command=command)
     if code:
         sys.exit(code)
