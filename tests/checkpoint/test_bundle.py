@@ -10,6 +10,7 @@ import torch
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
+from latentdiff import durable
 from latentdiff.checkpoint import bundle, store
 from latentdiff.checkpoint.foreign import diffusers
 from latentdiff.checkpoint.foreign.statistics import Statistics
@@ -131,12 +132,17 @@ def elsewhere(tmp_path: Path):
     """``elsewhere(checkpoint)``: its folder on a machine that has nothing else of it."""
 
     def move(checkpoint: Path, **options) -> Path:
-        bundle.write(checkpoint, tmp_path / "out/model", **options)
+        write(checkpoint, tmp_path / "out/model", **options)
         (tmp_path / "run").rename(tmp_path / "gone")
         (tmp_path / "out").rename(tmp_path / "another machine")
         return tmp_path / "another machine/model"
 
     return move
+
+
+def write(checkpoint: Path, dest: Path, **options) -> None:
+    with durable.new_directory(dest) as folder:
+        bundle.fill(checkpoint, folder, **options)
 
 
 def equal(a: torch.nn.Module, b: torch.nn.Module) -> bool:
@@ -197,8 +203,8 @@ def test_a_classifier(tmp_path: Path, first, elsewhere) -> None:
 
 def test_a_folder_of_a_folder_is_the_same_model(second, tmp_path: Path) -> None:
     path = second()
-    bundle.write(path, tmp_path / "one")
-    bundle.write(tmp_path / "one", tmp_path / "two")
+    write(path, tmp_path / "one")
+    write(tmp_path / "one", tmp_path / "two")
     assert store.digest(store.resolve(tmp_path / "two")) == store.digest(path)
     assert equal(load_diffusion(tmp_path / "two").denoiser, load_diffusion(tmp_path / "one").denoiser)
 
@@ -240,19 +246,36 @@ def test_a_first_stage_that_is_gone_or_another_is_refused(second, first, tmp_pat
     path = second()
     first.rename(tmp_path / "moved")
     with pytest.raises(InputError, match=r"is not at .*--first-stage PATH"):
-        bundle.write(path, tmp_path / "model")
+        write(path, tmp_path / "model")
     other = saved(tmp_path / "other", "autoencoder", {}, autoencoder=AUTOENCODER)
     with pytest.raises(InputError, match="was trained on the first stage"):
-        bundle.write(path, tmp_path / "model", first_stage=str(other))
+        write(path, tmp_path / "model", first_stage=str(other))
     assert not (tmp_path / "model").exists()
-    bundle.write(path, tmp_path / "model", first_stage=str(tmp_path / "moved"))
+    write(path, tmp_path / "model", first_stage=str(tmp_path / "moved"))
 
 
 def test_damage_is_found(second, tmp_path: Path) -> None:
-    bundle.write(second(), tmp_path / "model")
+    write(second(), tmp_path / "model")
     file = tmp_path / "model/checkpoints/last/ema.safetensors"
     file.write_bytes(file.read_bytes()[:-1] + b"x")
     with pytest.raises(InputError, match=r"ema\.safetensors: sha256"):
         load_diffusion(tmp_path / "model")
     listed = json.loads((tmp_path / "model/checkpoints/last/manifest.json").read_text())["files"]
     assert set(listed) == {"config.yaml", "ema.safetensors", "model.safetensors"}
+
+
+def test_other_weights_under_the_same_manifest_are_another_model(second, tmp_path: Path) -> None:
+    path = second()
+    write(path, tmp_path / "model")
+    for place in (tmp_path / "model/checkpoints/last", tmp_path / "model/first_stage"):
+        whole = store.read_manifest(place)
+        store.save(
+            tmp_path / "forged",
+            kind=whole.kind,
+            model=store.load_weights(place, "model"),
+            ema={name: value * 0 for name, value in store.load_weights(place, "ema").items()},
+            config=store.load_config(place),
+            counters=whole.counters,
+            extra=whole.extra,
+        )
+        assert store.digest(tmp_path / "forged") != whole.digest

@@ -217,7 +217,20 @@ def test_resolve_takes_checkpoint_folder_and_run_directory(tmp_path):
     assert store.resolve(tmp_path / "run", prefer=["last"]) == folder / "last"
 
 
+def test_resolve_names_what_is_near(tmp_path):
+    write(tmp_path / "demo" / "ldm" / "checkpoints" / "last")
+    with pytest.raises(InputError, match=r"there is no '.*/demo/ldmm'; did you mean '.*/demo/ldm'\?$"):
+        store.resolve(tmp_path / "demo" / "ldmm")
+    with pytest.raises(InputError, match=r"there is no '.*/dem'; did you mean '.*/demo'\?$"):
+        store.resolve(tmp_path / "dem" / "ldm")
+    with pytest.raises(InputError, match=r"it holds runs, name one of them: '.*/demo/ldm'$"):
+        store.resolve(tmp_path / "demo")
+    with pytest.raises(InputError, match=r"there is no '.*/other'$"):
+        store.resolve(tmp_path / "other")
+
+
 def test_resolve_lists_what_it_looked_for(tmp_path):
+    (tmp_path / "run").mkdir()
     with pytest.raises(InputError, match=r"no checkpoint found.*checkpoints/best/manifest\.json.*checkpoints/last"):
         store.resolve(tmp_path / "run")
     (tmp_path / "model.ckpt").write_bytes(b"")

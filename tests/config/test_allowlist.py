@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import re
 import sys
+from importlib import metadata
+from pathlib import Path
 
 import pytest
 import torch
@@ -152,7 +155,9 @@ def test_what_is_not_trusted_is_not_imported_and_the_variable_is_named(plugin, m
     assert "own_parts" not in sys.modules
 
 
-@pytest.mark.parametrize("target", ["os.system", "builtins.eval", "torch.load", "latentdiff.app.launch.launch"])
+@pytest.mark.parametrize(
+    "target", ["os.system", "builtins.eval", "torch.load", "latentdiff.app.launch.launch", "hydra.x.Y", "numpy.x.Y"]
+)
 def test_what_can_never_be_trusted_is_not_offered(target: str) -> None:
     with pytest.raises(InputError, match="may not be built") as caught:
         allowlist.resolve(target)
@@ -175,6 +180,11 @@ def test_what_can_never_be_trusted_is_not_offered(target: str) -> None:
         "pytorch_lightning",
         "../own_parts",
         "own_parts.",
+        "numpy",
+        "hydra.core",
+        "own_parts,torchmetrics",
+        "pip",
+        "test",
     ],
 )
 def test_names_that_cannot_be_plugins_are_refused(plugin, monkeypatch, names: str) -> None:
@@ -190,6 +200,29 @@ def test_a_module_alone_can_be_trusted(plugin, monkeypatch) -> None:
     assert allowlist.resolve("own_parts.heun.Heun").__name__ == "Heun"
     with pytest.raises(InputError, match="may not be built"):
         allowlist.resolve("own_parts.euler.Euler")
+
+
+def test_the_working_directory_is_searched_for_what_is_only_there(plugin) -> None:
+    before = list(sys.path)
+    for absent in ("other_parts.heun.Heun", "own_parts.haun.Heun"):
+        with pytest.raises(InputError, match="there is no module"):
+            allowlist.resolve(absent)
+        assert (sys.path == before) == absent.startswith("other")
+    assert sys.path == [*before, str(plugin.parent)]
+
+
+def test_what_latentdiff_requires_is_no_plugin() -> None:
+    text = (Path(__file__).parents[2] / "pyproject.toml").read_text()
+    groups = dict(re.findall(r"^(\w+) = \[\n?(.*?)\n?\]$", text, re.MULTILINE | re.DOTALL))
+    named = "\n".join(group for name, group in groups.items() if name not in ("dev", "docs", "browser"))
+    required = set(re.findall(r'"([\w-]+)(?:[<>=\[;]|")', named[named.index("torch") :])) - {"latentdiff"}
+    homes: dict[str, set[str]] = {}
+    for package, owners in metadata.packages_distributions().items():
+        for owner in owners:
+            homes.setdefault(owner.lower().replace("_", "-"), set()).add(package)
+    installed = {name: homes[name.replace("_", "-")] for name in required if name.replace("_", "-") in homes}
+    assert {"numpy", "pillow", "hydra-core", "torchmetrics", "wandb"} <= installed.keys()
+    assert [name for name, packages in installed.items() if all(map(allowlist._trustable, packages))] == []
 
 
 def test_an_installed_package_is_not_hidden_by_the_working_directory(plugin, tmp_path, monkeypatch) -> None:

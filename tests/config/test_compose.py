@@ -32,6 +32,7 @@ from latentdiff.config.sweeps import expand_sweeps
         ("seed", "", "settings are written key=value"),
         ("euler", "", r"did you mean sampler=euler\?"),
         ("sampler=", "sampler", "choose one"),
+        ("sampler=null", "sampler", "choose one\n  available: ddim, euler"),
         ("experiment=typo", "max_batchs", r"typo\.yaml\); did you mean max_batches"),
         ("experiment=mistyped", "max_batches", r"expected int, got 'ture' \(str\) \(in .*mistyped\.yaml"),
         ("experiment=wrong_group", "sampler", r"wrong_group\.yaml\); did you mean euler"),

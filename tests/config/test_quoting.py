@@ -155,3 +155,7 @@ def test_quoting_twice_changes_nothing(override: str) -> None:
 @pytest.mark.parametrize("override", ["~data", "--cfg", "data=shapes", "hydra/launcher=x", "data@other=x", "prompt"])
 def test_other_arguments_are_left_alone(override: str) -> None:
     assert quote_overrides([override]) == [override]
+
+
+def test_nothing_is_chosen_of_a_group_as_hydra_takes_it() -> None:
+    assert quote_overrides(["logger=null", "+debug=null", "seed=null"]) == ["logger=[]", "+debug=[]", "seed=null"]

@@ -14,7 +14,7 @@ from latentdiff.checkpoint.foreign import reading as foreign
 from latentdiff.checkpoint.foreign.saving import save_first_stage
 from latentdiff.checkpoint.foreign.text import open_clip
 from latentdiff.checkpoint.foreign.text.architecture import of_conditioner
-from latentdiff.checkpoint.manifest import EXPORTED
+from latentdiff.checkpoint.manifest import EXPORTED, WEIGHTS
 from latentdiff.checkpoint.models import (
     first_stage_place,
     load_classifier,
@@ -36,33 +36,42 @@ STATISTICS = ("latent_mean", "latent_std")
 _LOADED = {"diffusion": load_diffusion, "autoencoder": load_codec, "classifier": load_classifier}
 
 
-def write(
-    checkpoint: str | Path, dest: Path, *, first_stage: str | None = None, with_text_encoder: bool = False
+ABOUT = "about"
+"""Key of ``extra``: what its publisher knows of it beside the checkpoint, JSON-ready."""
+
+
+def fill(
+    checkpoint: str | Path,
+    folder: Path,
+    *,
+    first_stage: str | None = None,
+    with_text_encoder: bool = False,
+    about: Mapping[str, object] | None = None,
 ) -> list[str]:
-    """Writes the new folder ``dest``, which stands for ``checkpoint`` wherever one is named; returns what its reader
+    """Fills the empty ``folder``, which then stands for ``checkpoint`` wherever one is named; returns what its reader
     should know.
 
     ``checkpoints/last`` holds the averaged weights, without training state; ``first_stage`` what they were trained on.
     Frozen text encoders that lie on this machine are put in as safetensors, those of a public name only
     ``with_text_encoder``: they are downloaded where the folder is used. ``first_stage``: its place, if it is not where
-    training found it.
+    training found it. ``about`` goes into its manifest.
 
-    The folder is loaded before it stands. Raises InputError where ``checkpoint`` or a part of it is missing or damaged.
+    The folder is loaded at the end. Raises InputError where ``checkpoint`` or a part of it is missing or damaged.
     """
     path = store.resolve(checkpoint, prefer=("last", "best"))
     manifest = store.verify(path)
     config, record = OmegaConf.to_container(load_config(path / store.CONFIG)), manifest.first_stage
-    with durable.new_directory(dest, check=_LOADED[manifest.kind]) as staged:
-        if record is not None:
-            where = first_stage_place(path, manifest, first_stage)
-            _write_first_stage(where, record, staged / FIRST_STAGE, config)
-            record = record | {"path": f"{HERE}/{FIRST_STAGE}"}
-        node = (config.get("task") or {}).get("conditioner")
-        if node is not None and manifest.kind == "diffusion":
-            node = _with_encoders(moved(node, manifest, path), staged, path, include_named=with_text_encoder)
-            config["task"]["conditioner"] = node
-            config["conditioner"] = (config.get("conditioner") or {}) | {"module": node}
-        _save(path, manifest, staged / CHECKPOINT, config, first_stage=record)
+    if record is not None:
+        where = first_stage_place(path, manifest, first_stage)
+        _write_first_stage(where, record, folder / FIRST_STAGE, config)
+        record = record | {"path": f"{HERE}/{FIRST_STAGE}"}
+    node = (config.get("task") or {}).get("conditioner")
+    if node is not None and manifest.kind == "diffusion":
+        node = _with_encoders(moved(node, manifest, path), folder, path, include_named=with_text_encoder)
+        config["task"]["conditioner"] = node
+        config["conditioner"] = (config.get("conditioner") or {}) | {"module": node}
+    _save(path, manifest, folder / CHECKPOINT, config, first_stage=record, about=about)
+    _LOADED[manifest.kind](folder)
     return _notes(node or {})
 
 
@@ -75,18 +84,25 @@ def _write_first_stage(where: Path, record: Mapping[str, Any], place: Path, conf
     save_first_stage(foreign.read(where), recorded_statistics(record), place, data=data, extra=origin)
 
 
-def _save(path: Path, manifest: store.Manifest, place: Path, config: dict, first_stage: dict | None = None) -> None:
+def _save(
+    path: Path,
+    manifest: store.Manifest,
+    place: Path,
+    config: dict,
+    *,
+    first_stage: dict | None = None,
+    about: Mapping[str, object] | None = None,
+) -> None:
     """The checkpoint at ``path`` with what generation needs of it alone, known by the same digest."""
     trained = store.load_weights(path, "model")
-    origin = {"digest": manifest.digest, "versions": manifest.versions, "saved_at": manifest.saved_at}
-    extra = manifest.extra | {EXPORTED: manifest.extra.get(EXPORTED, origin), ROOT: HERE}
+    extra = manifest.extra | {EXPORTED: manifest.origin, ROOT: HERE} | ({ABOUT: dict(about)} if about else {})
     if "imported_from" in extra:
         extra["imported_from"] = Path(extra["imported_from"]).name
     store.save(
         place,
         kind=manifest.kind,
         model={name: trained[name] for name in STATISTICS if name in trained},
-        ema=store.load_weights(path, "ema"),
+        ema=path / WEIGHTS["ema"],
         config=OmegaConf.to_yaml(OmegaConf.create({k: v for k, v in config.items() if k not in OF_THE_RUN})),
         counters=manifest.counters,
         first_stage=first_stage,

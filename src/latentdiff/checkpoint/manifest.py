@@ -14,8 +14,9 @@ KINDS = {"autoencoder": "stage one", "diffusion": "stage two", "classifier": "no
 WEIGHTS: dict[str, str] = {"model": "model.safetensors", "ema": "ema.safetensors"}
 FORMAT = 2
 EXPORTED = "exported_from"
-"""Key of ``extra`` in a checkpoint that holds the averaged weights of another alone: the other's ``digest``, by which
-it stays known, its ``versions`` and ``saved_at``."""
+"""Key of ``extra`` in a checkpoint that holds the averaged weights of another alone: the other's ``versions`` and
+``saved_at``, and by what it stays known: ``model``, the sha256 of the trained weights that are left out, or of another
+program's first stage its ``digest``."""
 
 
 @dataclass(frozen=True)
@@ -44,13 +45,22 @@ class Manifest:
 
     @property
     def digest(self) -> str:
-        """Identity of the weights: sha256 over the sha256 of the model and of its average."""
-        if EXPORTED in self.extra:
-            return self.extra[EXPORTED]["digest"]
-        listed = "".join(
-            f"{part}:{self.files[name]['sha256']}\n" for part, name in WEIGHTS.items() if name in self.files
-        )
+        """Identity of the weights: sha256 over the sha256 of the model and of its average. An exported model has that
+        of its origin as long as its average is the same."""
+        origin = self.extra.get(EXPORTED, {})
+        if self.kind == "autoencoder" and "digest" in origin:
+            return origin["digest"]
+        hashes = {part: self.files[name]["sha256"] for part, name in WEIGHTS.items() if name in self.files}
+        if "model" in origin:
+            hashes["model"] = origin["model"]
+        listed = "".join(f"{part}:{sha}\n" for part, sha in hashes.items())
         return hashlib.sha256(listed.encode()).hexdigest()
+
+    @property
+    def origin(self) -> dict:
+        """What an export of it keeps under ``EXPORTED``."""
+        own = {"model": self.files[WEIGHTS["model"]]["sha256"], "versions": self.versions, "saved_at": self.saved_at}
+        return self.extra.get(EXPORTED, own)
 
     @property
     def text(self) -> str:

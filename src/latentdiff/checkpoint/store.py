@@ -11,10 +11,9 @@ from __future__ import annotations
 import errno
 import pickle
 import platform
-import re
+import shutil
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -24,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from latentdiff import __version__, durable
+from latentdiff.checkpoint.lookup import BEST, LAST, kept, kept_name, resolve  # noqa: F401  as store.resolve
 from latentdiff.checkpoint.manifest import KINDS, MANIFEST, WEIGHTS, Manifest, read_manifest
 from latentdiff.config.errors import InputError
 
@@ -31,7 +31,6 @@ Part = Literal["model", "ema"]
 
 CONFIG, TRAIN_STATE = "config.yaml", "train_state.pt"
 COUNTERS = ("batches_seen", "images_seen")
-LAST, BEST = "last", "best"
 REREAD_UP_TO = 10 * 2**30
 """Bytes of a checkpoint up to which the hashes are read again from disk after writing. Of a larger one the sizes are
 compared: reading it twice would hold up training for minutes, and a resumed run compares the hashes anyway."""
@@ -45,7 +44,7 @@ def save(
     model: dict[str, Tensor],
     config: str,
     counters: dict[str, int],
-    ema: dict[str, Tensor] | None = None,
+    ema: dict[str, Tensor] | Path | None = None,
     train_state: dict | None = None,
     world_size: int = 1,
     first_stage: dict | None = None,
@@ -55,7 +54,7 @@ def save(
     keep_as: Path | None = None,
 ) -> Manifest:
     """Write a checkpoint at ``path``; one that stands there is replaced once the new one is complete on disk, and
-    moved to ``keep_as`` where that is given.
+    moved to ``keep_as`` where that is given. ``ema`` may be another checkpoint's file, kept to the byte.
 
     Raises OSError when the disk refuses (what stood at ``path`` still stands) and TypeError when ``train_state``
     holds what would not load with ``weights_only=True``.
@@ -130,33 +129,6 @@ def digest(path: str | Path) -> str:
     return read_manifest(path).digest
 
 
-def resolve(path: str | Path, *, prefer: Sequence[str] = ("best", "last")) -> Path:
-    """The checkpoint directory meant by a checkpoint directory, a ``checkpoints`` folder or a run directory."""
-    if re.match(r"[A-Za-z][\w+.-]+:/", str(path)):
-        raise InputError(f"'{path}' is a URL; checkpoints are read from disk: download it first and give its folder")
-    path = Path(path)
-    if path.is_file():
-        raise InputError(f"'{path}' is a file, a checkpoint is a directory with a {MANIFEST}; give that directory")
-    looked = [path, *(path / "checkpoints" / name for name in prefer), *(path / name for name in prefer)]
-    for candidate in looked:
-        before = kept(candidate.parent) if candidate.name == LAST else []
-        for standing in (candidate, *durable.set_aside(candidate), *before):
-            if (standing / MANIFEST).is_file():
-                return standing
-    listed = ", ".join(f"'{candidate / MANIFEST}'" for candidate in looked)
-    raise InputError(f"no checkpoint found under '{path}'; looked for {listed}")
-
-
-def kept(folder: Path) -> list[Path]:
-    """The checkpoints of a run that were ``last`` before, the newest first."""
-    return sorted(folder.glob("batch-????????"), reverse=True)
-
-
-def kept_name(batches_seen: int) -> str:
-    """Under which a ``last`` of that many batches is kept."""
-    return f"batch-{batches_seen:08d}"
-
-
 def write_tensors(tensors: dict[str, Tensor], file: Path) -> None:
     """A safetensors file. Raises OSError when the disk refuses."""
     try:
@@ -185,13 +157,15 @@ def _check_written(folder: Path) -> None:
 
 
 def _write_files(
-    folder: Path, model: dict[str, Tensor], ema: dict[str, Tensor] | None, train_state: dict | None, config: str
+    folder: Path, model: dict[str, Tensor], ema: dict[str, Tensor] | Path | None, train_state: dict | None, config: str
 ) -> dict[str, dict]:
     """Everything but the manifest; returns the manifest's ``files``."""
     durable.passed("begun")
     write_tensors(_storable(model), folder / WEIGHTS["model"])
     durable.passed("half written")
-    if ema is not None:
+    if isinstance(ema, Path):
+        shutil.copyfile(ema, folder / WEIGHTS["ema"])
+    elif ema is not None:
         write_tensors(_storable(ema), folder / WEIGHTS["ema"])
     if train_state is not None:
         write_values(train_state, folder / TRAIN_STATE)

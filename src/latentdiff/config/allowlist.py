@@ -12,6 +12,7 @@ configuration can set. To import one of them is to run its code.
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import inspect
 import os
 import pkgutil
@@ -50,6 +51,14 @@ _DOTTED = re.compile(r"[A-Za-z]\w*(\.[A-Za-z]\w*)+")
 _LISTED = frozenset(prefix.partition(".")[0] for prefix in ORIGINS)
 """Packages of which the lists above let a part in; naming them as plugins must not let in the rest."""
 
+_REQUIRED = (
+    "test pip setuptools pkg_resources torchvision hydra omegaconf webdataset braceexpand wandb open_clip torchmetrics "
+    "safetensors numpy PIL simplejpeg rich matplotlib torch_fidelity transformers sentencepiece google fsspec "
+    "s3fs gcsfs huggingface_hub pyarrow datasets optuna hydra_plugins shtab gradio diffusers"
+)
+"""What comes with Python or as a requirement of latentdiff: classes there were not written as parts, and some unpickle
+or run what they are given."""
+
 
 def resolve(target: object) -> Callable[..., object]:
     """The class that ``target`` names, ``module.Name``.
@@ -84,20 +93,21 @@ def check_name(target: object) -> None:
 def _plugins() -> tuple[str, ...]:
     """What else a target's name may begin with.
 
-    Raises InputError for a name that is none, of the standard library, or of a package that has its own list here.
+    Raises InputError for a name that is none, of the standard library, of a package that has its own list here, or of
+    one that latentdiff requires.
     """
     names = [name.strip() for name in os.environ.get(PLUGINS, "").split(",") if name.strip()]
     for name in names:
         if not _trustable(name.partition(".")[0]) or not _DOTTED.fullmatch(f"{name}.Name"):
             raise InputError(
                 f"{PLUGINS}: expected names of packages or modules of your own, comma-separated, got '{name}'; the "
-                f"standard library and {', '.join(sorted(_LISTED))} cannot be opened"
+                f"standard library, {', '.join(sorted(_LISTED))} and what latentdiff requires cannot be opened"
             )
     return tuple(f"{name}." for name in names)
 
 
 def _trustable(package: str) -> bool:
-    return package not in _LISTED and package not in sys.stdlib_module_names
+    return package not in (*_LISTED, *_REQUIRED.split()) and package not in sys.stdlib_module_names
 
 
 def _hint(package: str) -> str:
@@ -109,8 +119,8 @@ def _hint(package: str) -> str:
 
 
 def _import(name: str, target: str) -> ModuleType:
-    if not target.startswith(ALLOWED) and (here := os.getcwd()) not in sys.path:
-        sys.path.append(here)  # last, so that a plugin there hides no installed package
+    if not target.startswith(ALLOWED):
+        _look_here(name.partition(".")[0])
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
@@ -122,6 +132,17 @@ def _import(name: str, target: str) -> ModuleType:
         raise InputError(f"'{target}' does not exist: there is no module '{error.name}'{near}") from error
     except ImportError as error:
         raise InputError(f"'{target}' cannot be imported: {error}") from error
+
+
+def _look_here(package: str) -> None:
+    """Puts the current directory on ``sys.path`` where it alone has the plugin: last, so that what lies there hides no
+    installed package."""
+    here = os.getcwd()
+    if here in sys.path or package in sys.modules or importlib.util.find_spec(package) is not None:
+        return
+    sys.path.append(here)
+    if importlib.util.find_spec(package) is None:
+        sys.path.remove(here)
 
 
 def _submodules(package: str) -> list[str]:

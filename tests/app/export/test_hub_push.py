@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 import yaml
 
 from latentdiff.app import cli
+from latentdiff.app.export.hub_push import push
 from latentdiff.checkpoint import store
+from latentdiff.config.errors import RunError
 from latentdiff.config.instantiate import build
 
 hub = pytest.importorskip("huggingface_hub")
@@ -27,6 +30,8 @@ class Hub:
     """In the place of ``HfApi``: keeps what it is asked for; ``fault`` is raised by the named call."""
 
     fault: str | None = None
+    private = True
+    """Of the repository, once it is there."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[str, dict]] = []
@@ -40,6 +45,9 @@ class Hub:
     def create_repo(self, repo: str, **settings: object) -> str:
         self._called("create_repo", {"repo": repo, **settings})
         return f"https://hub.example/{repo}"
+
+    def repo_info(self, repo: str) -> SimpleNamespace:
+        return SimpleNamespace(private=self.private)
 
     def upload_folder(self, *, repo_id: str, folder_path: str, commit_message: str) -> None:
         files = {str(p.relative_to(folder_path)) for p in Path(folder_path).rglob("*") if p.is_file()}
@@ -116,5 +124,20 @@ def test_a_refused_upload_leaves_the_folder(api: Hub, export, tmp_path: Path, ca
     assert export("--push", "me/model") == 1
     said = capsys.readouterr().err
     assert "is written, but not uploaded to 'me/model' (403 Forbidden)" in said
-    assert f"hf upload me/model {tmp_path / 'model'}" in said
+    assert f"hf upload me/model {tmp_path / 'model'}\n" in said
     assert (tmp_path / "model/README.md").is_file()
+
+
+def test_a_private_model_never_goes_to_a_public_repository(api: Hub, export, tmp_path: Path, capsys) -> None:
+    api.private = False
+    assert export("--push", "me/model", "--private") == 1
+    assert [name for name, _ in api.calls] == ["whoami", "create_repo"]
+    said = capsys.readouterr().err
+    assert "'me/model' is a public repository, nothing was uploaded" in said
+    assert (tmp_path / "model/README.md").is_file()
+
+
+def test_the_command_that_tries_again_can_be_typed(api: Hub, tmp_path: Path) -> None:
+    api.fault = "upload_folder"
+    with pytest.raises(RunError, match=r"try again with: hf upload me/model '.*/a model' --private$"):
+        push(tmp_path / "a model", "me/model", private=True)

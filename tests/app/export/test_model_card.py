@@ -134,3 +134,15 @@ def test_a_grid_that_training_drew_of_these_weights_is_taken(run_dir: Path, tmp_
         Image.new("RGB", (4, 4), colour).save(place)
     exported(run_dir, tmp_path / "model")
     assert Image.open(tmp_path / "model/samples.png").getpixel((0, 0)) == (0, 0, 255)
+
+
+def test_what_the_card_knows_goes_on_with_the_folder(run_dir: Path, evaluated, tmp_path: Path) -> None:
+    (run_dir / "environment.json").write_text(json.dumps({"program": "train", "revision": "c0ffee"}))
+    results = evaluated("far/away/from/it", 30.5)
+    Image.new("RGB", (4, 4)).save(results.with_name("grid.png"))
+    front, text = exported(run_dir, tmp_path / "one/model", "--results", results, "--license", "mit")
+    assert "| commit of latentdiff | `c0ffee` |" in text
+    assert exported(tmp_path / "one/model", tmp_path / "two/model") == (front, text)
+    assert exported(tmp_path / "two/model", tmp_path / "three", "--license", "apache-2.0")[0]["license"] == "apache-2.0"
+    manifest = (tmp_path / "two/model/checkpoints/last/manifest.json").read_text()
+    assert str(tmp_path) not in manifest

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ import yaml
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
+from latentdiff import durable
 from latentdiff.app import cli
 from latentdiff.app.export import work as export_work
 from latentdiff.checkpoint import store
@@ -56,6 +59,22 @@ def checkpoint(tmp_path: Path):
 
 def run(*arguments: object) -> int:
     return cli.main(["export", *map(str, arguments)])
+
+
+@pytest.mark.parametrize("form", ["latentdiff", "diffusers"])
+def test_a_terminated_export_leaves_nothing(checkpoint, tmp_path: Path, monkeypatch, form: str) -> None:
+    run_dir, staged = checkpoint(), set()
+
+    def terminate(facts, folder, **_) -> None:
+        staged.add(folder.name)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(durable, "passed", lambda _: staged.update(path.name for path in tmp_path.glob("out/.*")))
+    monkeypatch.setattr(export_work, "write_card", terminate)
+    with pytest.raises(SystemExit) as left:
+        run(run_dir, tmp_path / "out/model", "--format", form)
+    assert (left.value.code, len(staged)) == (143, 1)
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
 def equal(a: Path, b: Path) -> bool:

@@ -61,6 +61,7 @@ WRONG = {
     "no steps": ({"steps": None}, {}, "Steps: expected 1 to 1000, got nothing"),
     "too many steps": ({"steps": 1001}, {}, "Steps: .* got 1001"),
     "no scale": ({"scales": {"+guidance.scales.text": None}}, {}, "^guidance.scales.text: expected a number"),
+    "no start": ({"start": "Sound"}, {}, "Start: there is no 'Sound'; choose one of Noise, An image"),
     "no image": ({"start": IMAGE}, {}, "Image: there is none yet; upload one$"),
     "nothing to enlarge": ({}, SMALL, "Image: there is none yet"),
     "no hole": ({"start": HOLE}, {}, "Image with a hole: there is none yet"),

@@ -105,6 +105,8 @@ def model(studio: Studio) -> DiffusionModel:
 @pytest.fixture(scope="module")
 def opened(tmp_path_factory: pytest.TempPathFactory) -> Studio:
     path = tmp_path_factory.mktemp("page") / "last"
+    path.mkdir()
+    (path / "manifest.json").write_text("{}")
     parts = {"denoiser": Gaussian().eval(), "conditioner": Lengths().eval(), "codec": Averaging()}
     model = DiffusionModel(config=OmegaConf.create(CONFIG), manifest=None, path=path, **parts)
     studio = Studio(model=model, path=path, base=[f"checkpoint={path}", "trainer=cpu"])

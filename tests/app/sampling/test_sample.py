@@ -163,6 +163,7 @@ def files(tmp_path: Path) -> dict[str, str]:
     pictures = {
         "image": ramp,
         "mask": mask,
+        "coloured": mask[..., None] * np.array([1, 0, 0], np.uint8),
         "map": classes,
         "strange": strange,
         "narrow": mask[:, :16],
@@ -334,6 +335,8 @@ WRONG = {
         {"label": "rin"},
         "unknown class 'rin'; did you mean ring.*known are box, ring",
     ),
+    "not a number": ({}, {"numbers": float("nan")}, "numbers: expected a finite number, got nan"),
+    "beyond float32": ({}, {"numbers": [0.5, 1e39]}, r"numbers: expected a finite number, got 1e\+39"),
     "no number": ({"reads_labels": True}, {"label": 1.5}, "label: expected the number or the name of a class, got 1.5"),
     "lists that differ": (
         {"reads_captions": True, "reads_labels": True},
@@ -348,7 +351,6 @@ WRONG = {
     "text for seeds": ({}, {"seeds": ["a"]}, "seeds: expected whole numbers, e.g. .* got 'a'"),
     "half a seed": ({}, {"seeds": 0.5}, "seeds: expected whole numbers, e.g. .* got 0.5"),
     "other weights": ({}, {"weights": "raw"}, "weights: expected one of ema, model, got 'raw'"),
-    "no checkpoint": ({}, {"checkpoint": None}, "checkpoint: which one"),
     "no seeds": ({}, {"seeds": []}, "seeds: at least one"),
     "no batch": ({}, {"batch_size": 0}, "batch_size: expected at least 1, got 0"),
     "missing file": ({}, {"image": "no/such.png", "strength": 0.5}, "there is no file 'no/such.png'"),
@@ -365,6 +367,8 @@ WRONG = {
         {"image": "@image", "mask": "@narrow"},
         "narrow.png' is 16x16 pixels, its image 20x16",
     ),
+    "a photograph": ({}, {"image": "@image", "mask": "@image"}, "is no mask: 85% of its pixels are grey; expected"),
+    "a coloured mask": ({}, {"image": "@image", "mask": "@coloured"}, "is no mask: 11% of its pixels have a colour"),
     "nothing to make": ({}, {"image": "@image", "mask": "@empty"}, "has no white inside the centre part"),
     "white outside": ({}, {"image": "@image", "mask": "@edge"}, "has no white inside the centre part"),
     "jump too long": (
@@ -454,6 +458,21 @@ def test_what_stands_without_a_record_is_left(programme: Programme, tmp_path: Pa
     assert not (tmp_path / "samples.json").exists()
 
 
+@pytest.mark.parametrize(
+    ("name", "program"),
+    [("checkpoints", None), ("metrics.jsonl", None), ("results.json", "sample"), ("config.yaml", "train")],
+)
+def test_a_folder_of_another_program_is_left(programme: Programme, tmp_path: Path, name: str, program: str) -> None:
+    (tmp_path / name).touch()
+    if program is not None:
+        (tmp_path / "environment.json").write_text(json.dumps({"program": program}))
+    before = sorted(path.name for path in tmp_path.iterdir())
+    with pytest.raises(InputError, match=f"holds {name}, which is not of sample.py; give another"):
+        programme({}, run_dir=str(tmp_path))
+    assert before == sorted(path.name for path in tmp_path.iterdir())
+    assert programme.conditioner.seen == []
+
+
 def test_the_grid_has_a_limit(programme: Programme, capsys) -> None:
     out = programme({}, seeds=list(range(70)), batch_size=35)
     assert capsys.readouterr().out == f"70 images and grid.png of the first 64 in {out}\n"
@@ -470,6 +489,20 @@ def test_a_trajectory_of_each_scene(programme: Programme) -> None:
         opened.seek(opened.n_frames - 1)
         last = np.asarray(opened.convert("RGB")).astype(int)[4:132:8, 4:132:8]
     assert np.array_equal(last, pixels(out / "0003-seed1.png"))
+
+
+def test_trajectories_of_images_that_stand_are_made(programme: Programme) -> None:
+    given = {"prompt": ["a", "bb"], "batch_size": 2}
+    reads = {"reads_captions": True}
+    out = programme(reads, **given)
+    before = {path.name: path.stat().st_mtime_ns for path in out.glob("0*.png")}
+    programme(reads, **given, run_dir=str(out), trajectory=True)
+    (out / "trajectory-0002.png").unlink()
+    programme.conditioner.seen.clear()
+    programme(reads, **given, run_dir=str(out), trajectory=True)
+    assert {batch.caption[0] for batch in programme.conditioner.seen} == {"bb"}
+    assert len(list(out.glob("trajectory-*.png"))) == 2
+    assert before == {path.name: path.stat().st_mtime_ns for path in out.glob("0*.png")}
 
 
 def test_other_sizes(programme: Programme, files: dict[str, str]) -> None:

@@ -61,7 +61,8 @@ class Options:
 
 @dataclass(frozen=True)
 class Export:
-    """``write`` makes ``what`` at a new place and says what its reader should know."""
+    """``write`` makes ``what``, a new file (ldm) or the contents of an empty folder, and says what its reader should
+    know."""
 
     what: str
     write: Callable[[Path], list[str]]
@@ -82,7 +83,7 @@ def first_stage(checkpoint: str | Path, form: Format, options: Options) -> Expor
     if statistics.factors() is None and isinstance(codec.autoencoder.bottleneck, KL):
         codec = folded(codec)
         statistics = statistics_of(codec)
-    return Export("first stage", lambda dest: diffusers.write(codec.autoencoder, statistics, dest, sample_size=size))
+    return Export("first stage", lambda dest: diffusers.fill(codec.autoencoder, statistics, dest, sample_size=size))
 
 
 def second_stage(checkpoint: str | Path, form: Format, options: Options) -> Export:
@@ -101,7 +102,7 @@ def second_stage(checkpoint: str | Path, form: Format, options: Options) -> Expo
         raise _refusal(checkpoint, form, reason)
     if form == "ldm":
         return Export("whole model", lambda dest: exporting.write_single_file(parts, dest))
-    return Export("pipeline", lambda dest: exporting.write_folder(parts, dest))
+    return Export("pipeline", lambda dest: exporting.fill_folder(parts, dest))
 
 
 def _refusal(checkpoint: str | Path, form: Format, reason: str) -> InputError:
@@ -131,7 +132,7 @@ def _write_unet(unet: UNet, checkpoint: str | Path, form: Format, options: Optio
         notes = unet_ldm.write(unet, dest, prefix=unet_ldm.PREFIX if options.single_file else "")
     else:
         size, latent = image_size(checkpoint), store.read_manifest(place_of(checkpoint)).latent
-        notes = unet_diffusers.write(unet, dest, sample_size=size // latent["factor"] if size and latent else None)
+        notes = unet_diffusers.fill(unet, dest, sample_size=size // latent["factor"] if size and latent else None)
     return [*notes, _use(checkpoint)]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from types import ModuleType
 
@@ -32,17 +33,25 @@ def check_hub(repo: str) -> None:
 def push(folder: Path, repo: str, *, private: bool) -> str:
     """Uploads ``folder`` as one commit to ``repo``, which is made where there is none; returns its address.
 
-    Raises RunError where the hub refuses: the folder stands.
+    Raises RunError where the hub refuses, and where it has a public repository of that name and a ``private`` one is
+    wanted: the folder stands.
     """
+    again = shlex.join(["hf", "upload", repo, str(folder), *(["--private"] if private else [])])
     api = _hub().HfApi()
     try:
         address = api.create_repo(repo, private=private, exist_ok=True)
-        api.upload_folder(repo_id=repo, folder_path=str(folder), commit_message="Export of latentdiff")
+        is_open = private and not api.repo_info(repo).private
+        if not is_open:
+            api.upload_folder(repo_id=repo, folder_path=str(folder), commit_message="Export of latentdiff")
     except Exception as error:  # as above
         raise RunError(
-            f"--push: '{folder}' is written, but not uploaded to '{repo}' ({error}); try again with: "
-            f"hf upload {repo} {folder}"
+            f"--push: '{folder}' is written, but not uploaded to '{repo}' ({error}); try again with: {again}"
         ) from error
+    if is_open:
+        raise RunError(
+            f"--private: '{repo}' is a public repository, nothing was uploaded; '{folder}' is written. Make the "
+            f"repository private on the hub, or choose another, and upload it with: {again}"
+        )
     return str(address)
 
 

@@ -10,13 +10,13 @@ from pathlib import Path
 import yaml
 
 from latentdiff.app.export.foreign import Format
-from latentdiff.app.export.model_facts import Facts
+from latentdiff.app.export.model_facts import PICTURE, Facts
 from latentdiff.app.export.model_usage import usage
 from latentdiff.checkpoint.foreign.diffusers_config import CONFIG
 from latentdiff.checkpoint.manifest import EXPORTED
 from latentdiff.evaluation.report import flattened, shown
 
-CARD, PICTURE = "README.md", "samples.png"
+CARD = "README.md"
 READ = {
     "mask": "images with a hole",
     "low_res": "small images",
@@ -127,6 +127,7 @@ def _training(facts: Facts) -> Iterator[tuple[str, object]]:
     yield "adversarial loss", facts.name("task.adversarial_loss")
     yield "precision", facts.select("trainer.precision")
     yield "seed", facts.select("seed")
+    yield "commit of latentdiff", f"`{facts.revision}`" if facts.revision else None
     yield "imported from", manifest.extra.get("imported_from")
     if "imported_from" not in manifest.extra:
         versions = origin.get("versions", manifest.versions)
@@ -159,7 +160,7 @@ def _evaluation(facts: Facts) -> list[str]:
         **{name: _said(generation.get(name)) for name in ("sampler", "steps", "guidance", "precision")},
         "first seed": protocol.get("seeds", {}).get("first"),
         "reference": "; ".join(_reference(*each) for each in protocol.get("reference", {}).items()) or None,
-        "latentdiff": _said({key: card["environment"].get(key) for key in ("latentdiff", "revision", "device")}),
+        "latentdiff": _said(card["environment"]),
     }
     return [_table(("metric", "value"), numbers), "Under this protocol:", _table(("", ""), said.items())]
 

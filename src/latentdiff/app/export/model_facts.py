@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -13,7 +14,9 @@ from omegaconf import OmegaConf
 from safetensors import safe_open
 
 from latentdiff.app.evaluation.work_files import GRID
+from latentdiff.app.run.record import ENVIRONMENT
 from latentdiff.checkpoint import store
+from latentdiff.checkpoint.bundle import ABOUT
 from latentdiff.checkpoint.manifest import MANIFEST, WEIGHTS
 from latentdiff.checkpoint.places import first_stage_in, moved
 from latentdiff.config.errors import InputError
@@ -28,6 +31,8 @@ PARTS = {
 """By the kind of the checkpoint: how the names of averaged weights begin -> the part they are of."""
 GRIDS = ("samples", "reconstructions")
 """Folders of a run with pictures named by batches seen."""
+PICTURE = "samples.png"
+"""Beside the card of what was exported."""
 
 
 @dataclass(frozen=True)
@@ -40,12 +45,14 @@ class Told:
 
 @dataclass(frozen=True)
 class Facts:
-    """``evaluation``: the contents of a results.json, None where there is none of these weights; ``picture``: a grid of
-    its images; ``parameters`` by part."""
+    """``evaluation``: of a results.json what ``_public`` keeps, None where there is none of these weights;
+    ``revision``: the commit of latentdiff that trained it; ``picture``: a grid of its images; ``parameters`` by part.
+    """
 
     manifest: store.Manifest
     config: Mapping[str, Any]
     license: str | None
+    revision: str | None
     evaluation: Mapping[str, Any] | None
     picture: Path | None
     parameters: Mapping[str, int]
@@ -57,6 +64,12 @@ class Facts:
             found = found.get(name) if isinstance(found, Mapping) else None
         return found
 
+    @property
+    def kept(self) -> dict[str, object]:
+        """What is known beside the checkpoint, JSON-ready: an export of ours keeps it for exports of itself."""
+        own = {"license": self.license, "revision": self.revision, "evaluation": self.evaluation}
+        return {name: value for name, value in own.items() if value is not None}
+
     def name(self, key: str) -> str | None:
         """Of the class that a node is built from."""
         target = self.select(f"{key}._target_")
@@ -64,8 +77,8 @@ class Facts:
 
 
 def facts_of(path: Path, told: Told, *, first_stage: str | None = None) -> Facts:
-    """Of the checkpoint directory ``path``, with the evaluation that is ``told`` or else the newest that is found
-    beside its run. ``first_stage``: its place, if it is not where training found it.
+    """Of the checkpoint directory ``path``, with the evaluation that is ``told``, else the newest that is found beside
+    its run, else that of the card of an exported one. ``first_stage``: its place, if it is not where training found it.
 
     Raises InputError where the evaluation is told and is none of the averaged weights of this checkpoint.
     """
@@ -76,11 +89,13 @@ def facts_of(path: Path, told: Told, *, first_stage: str | None = None) -> Facts
         place = first_stage_in(first_stage or moved(manifest.first_stage["path"], manifest, path))
         if (Path(place) / MANIFEST).is_file():
             parameters |= _parameters(Path(place), "autoencoder")
+    before = manifest.extra.get(ABOUT, {})
     return Facts(
         manifest=manifest,
         config=OmegaConf.to_container(load_config(path / store.CONFIG)),
-        license=told.license,
-        evaluation=None if where is None else read_results(where),
+        license=told.license or before.get("license"),
+        revision=before.get("revision") or _revision(run_of(path)),
+        evaluation=_kept(before, manifest) if where is None else _public(read_results(where)),
         picture=_picture(path, manifest, where),
         parameters=parameters,
     )
@@ -89,6 +104,25 @@ def facts_of(path: Path, told: Told, *, first_stage: str | None = None) -> Facts
 def run_of(path: Path) -> Path:
     """The run directory that holds a checkpoint."""
     return path.parent.parent if path.parent.name == "checkpoints" else path.parent
+
+
+def _revision(run: Path) -> str | None:
+    file = run / ENVIRONMENT
+    return json.loads(file.read_text(encoding="utf-8")).get("revision") if file.is_file() else None
+
+
+def _public(results: Mapping[str, Any]) -> dict[str, Any]:
+    """What the card shows, and whose numbers they are: nothing of where files lay."""
+    card = results["card"]
+    model = {key: card["model"].get(key) for key in ("digest", "weights")}
+    environment = {key: card["environment"].get(key) for key in ("latentdiff", "revision", "device")}
+    told = {"model": model, "protocol": card["protocol"], "environment": environment}
+    return {"results": results["results"], "card": told}
+
+
+def _kept(before: Mapping[str, Any], manifest: store.Manifest) -> Mapping[str, Any] | None:
+    found = before.get("evaluation")
+    return found if found is not None and _is_of(found, manifest) else None
 
 
 def _told_results(results: str, manifest: store.Manifest) -> Path:
@@ -128,7 +162,7 @@ def _picture(path: Path, manifest: store.Manifest, results: Path | None) -> Path
     """The evaluation's grid, else the one that training drew of the same weights."""
     drawn = [run_of(path) / folder / f"{store.kept_name(manifest.counters['batches_seen'])}.png" for folder in GRIDS]
     beside = [] if results is None else [(results if results.is_dir() else results.parent) / GRID]
-    return next((file for file in (*beside, *drawn) if file.is_file()), None)
+    return next((file for file in (*beside, *drawn, run_of(path) / PICTURE) if file.is_file()), None)
 
 
 def _parameters(path: Path, kind: str) -> dict[str, int]:

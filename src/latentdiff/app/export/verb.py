@@ -42,7 +42,9 @@ def add(verbs: argparse._SubParsersAction) -> None:
     )
     hub = export.add_argument_group("upload (extra hub)")
     hub.add_argument("--push", metavar="REPO", help="repository of the Hugging Face hub, owner/name")
-    hub.add_argument("--private", action="store_true", help="make it a private one, where it is new")
+    hub.add_argument(
+        "--private", action="store_true", help="a private one: it is made so; one that is public is refused"
+    )
     export.set_defaults(run=_run)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,7 +55,7 @@ def export(
     if told is not None and told != Told() and not has_card:
         raise InputError("--license and --results are for the model card, which folders made of our checkpoints get")
     facts = facts_of(place_of(checkpoint), told or Told(), first_stage=options.first_stage) if has_card else None
-    made = _export(checkpoint, form, kind, options)
+    made = _export(checkpoint, form, kind, options, None if facts is None else facts.kept)
     with _told(dest), _no_empty_parents(dest):
         if form == "ldm":
             return Exported(made.what, made.write(dest))
@@ -66,10 +66,12 @@ def export(
     return Exported(made.what, [*notes, *_to_look_at(facts)])
 
 
-def _export(checkpoint: str | Path, form: Format, kind: str, options: Options) -> Export:
+def _export(
+    checkpoint: str | Path, form: Format, kind: str, options: Options, about: Mapping[str, object] | None
+) -> Export:
     if form == "latentdiff":
         settings = {"first_stage": options.first_stage, "with_text_encoder": options.with_text_encoder}
-        return Export("model", lambda dest: bundle.write(checkpoint, dest, **settings))
+        return Export("model", lambda folder: bundle.fill(checkpoint, folder, about=about, **settings))
     return (second_stage if kind == "diffusion" else first_stage)(checkpoint, form, options)
 
 

@@ -52,7 +52,9 @@ class Form:
     """Keys of the configuration, e.g. ``guidance.scale``."""
 
     def shown(self, reads: Reads) -> tuple[str, ...]:
-        """The pictures, and what goes with them, that the images are made from."""
+        """The pictures, and what goes with them, that the images are made from. Raises InputError for no start."""
+        if self.start not in STARTS:
+            raise InputError(f"Start: there is no '{self.start}'; choose one of {', '.join(STARTS)}")
         return (*pictures_read(reads), *(STARTS[self.start] if may_start(reads) else ()))
 
     def settings(self, reads: Reads) -> list[str]:

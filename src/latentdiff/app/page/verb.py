@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
 import socket
-import sys
 import tempfile
 from threading import Event
 
-from latentdiff.app.exit_codes import TERMINATED
+from latentdiff.checkpoint.lookup import resolve
 from latentdiff.config.errors import InputError
 
 DEVICES = ("auto", "cpu", "gpu")
@@ -36,7 +34,7 @@ def add(verbs: argparse._SubParsersAction) -> None:
 
 def _run(arguments: argparse.Namespace) -> None:
     check_address(arguments.host, arguments.port)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
+    resolve(arguments.checkpoint)
     with tempfile.TemporaryDirectory(prefix="latentdiff-page-") as folder:
         prepare(folder)
         from latentdiff.app.page.layout import serve

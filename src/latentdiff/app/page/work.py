@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
-from PIL import Image
 from torch import Tensor
 
 from latentdiff.app import build as make
@@ -22,10 +21,11 @@ from latentdiff.app.sampling import record as sample_record
 from latentdiff.app.sampling.images import (
     Wanted,
     about,
+    cut_prompts,
     frame_images,
     image_size,
     make_images,
-    png_text,
+    save_image,
     wanted_images,
 )
 from latentdiff.app.sampling.request import FILES, Reads, Request, Scene, check_request, read_request
@@ -175,15 +175,14 @@ def _saved(asked: Asked, images: Tensor, folder: Path) -> Made:
     for one, image, entry in zip(asked.told, images, asked.record["images"], strict=True):
         texts.append(about(one, asked.request, {**asked.record, "images": [entry]}))
         files.append(folder / entry["file"])
-        Image.fromarray(image.permute(1, 2, 0).numpy()).save(files[-1], pnginfo=png_text(texts[-1]))
+        save_image(files[-1], image, texts[-1])
     scene = asked.request.scenes[0]
     drawn = [path for path in (scene.image, scene.mask) if path is not None and path.parent == folder]
     return Made(files, drawn, texts[0], asked.command, _unread(asked.generator.pipeline, scene))
 
 
 def _unread(pipeline: LatentPipeline, scene: Scene) -> str:
-    cut_captions = getattr(pipeline.conditioner, "cut_captions", lambda texts: [])
-    cut = cut_captions([text for text in (scene.prompt, scene.negative_prompt) if text])
+    cut = cut_prompts(pipeline, [scene])
     return "; ".join(f"the model did not read the end of '{text}' ({tokens} tokens)" for text, tokens in cut)
 
 

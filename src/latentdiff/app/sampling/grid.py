@@ -50,12 +50,17 @@ def save_first(where: Path, wanted: list[Wanted], files: list[str], request: Req
 
 
 def save_trajectories(where: Path, frames: Tensor, part: list[Wanted], first: int) -> None:
-    """Frames (T, N, 3, H, W) of one batch: for each scene a grid of its seeds that moves, ``trajectory-0000.png``,
-    named by the number of its first image here; ``first`` is that of the batch."""
+    """Frames (T, N, 3, H, W) of one batch: for each scene a grid of its seeds that moves, see ``trajectories``."""
+    for name, (start, end) in trajectories(part, first).items():
+        own = frames[:, start:end]
+        save_animation(where / name, own, max(COLUMNS[0], end - start), _scale(tuple(own.shape[-2:])))
+
+
+def trajectories(part: list[Wanted], first: int) -> dict[str, tuple[int, int]]:
+    """Files of a batch, ``trajectory-0000.png``, named by the number of their first image -> its images in the batch,
+    from and to; ``first`` is the number of the batch's first."""
     starts = [i for i, one in enumerate(part) if i == 0 or not _alike(one, part[i - 1])]
-    for start, end in zip(starts, [*starts[1:], len(part)]):
-        path, own = where / f"trajectory-{first + start:04d}.png", frames[:, start:end]
-        save_animation(path, own, max(COLUMNS[0], end - start), _scale(tuple(own.shape[-2:])))
+    return {f"trajectory-{first + start:04d}.png": (start, end) for start, end in zip(starts, [*starts[1:], len(part)])}
 
 
 def _alike(one: Wanted, other: Wanted) -> bool:

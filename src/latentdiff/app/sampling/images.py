@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
+from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
@@ -132,12 +134,20 @@ def about(one: Wanted, request: Request, record: Mapping[str, object]) -> dict[s
     return {**told, TEXT_KEY: json.dumps(record)}
 
 
-def png_text(told: Mapping[str, str]) -> PngInfo:
-    """For ``PIL.Image.save(pnginfo=)``."""
+def save_image(path: Path, image: Tensor, told: Mapping[str, str]) -> None:
+    """uint8 (3, H, W) as a PNG with these text chunks, see ``about``; whole or not at all."""
     text = PngInfo()
     for name, value in told.items():
         text.add_itxt(name, value)
-    return text
+    with durable.new_file(path) as staged:
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(staged, format="PNG", pnginfo=text)
+
+
+def cut_prompts(pipeline: LatentPipeline, scenes: Iterable[Scene]) -> list[tuple[str, int]]:
+    """The prompts with more tokens than the model reads, once each, with how many they have."""
+    cut_captions = getattr(pipeline.conditioner, "cut_captions", lambda texts: [])
+    texts = [text for scene in scenes for text in (scene.prompt, scene.negative_prompt) if text]
+    return cut_captions(list(dict.fromkeys(texts)))
 
 
 def _known(batch: Batch, request: Request) -> Batch:

@@ -19,6 +19,10 @@ from latentdiff.types import UNLABELLED
 
 WHITE = 128
 """A mask's gray level from which on a pixel is to be made."""
+COLOUR, GREY = 32, (64, 192)
+"""How much a pixel's channels differ where it has a colour; levels that are neither dark nor light."""
+MANY = 0.1
+"""Share of such pixels from which on a picture is no mask: the edges of a small one are a twentieth of it."""
 
 
 def read_fields(scene: Scene, reads: Reads, size: tuple[int, int]) -> dict[str, Tensor]:
@@ -30,8 +34,8 @@ def read_fields(scene: Scene, reads: Reads, size: tuple[int, int]) -> dict[str, 
     - ``numbers``: float32 (1,).
     - ``size``: as of an image that was stored at this size and is shown whole.
 
-    Raises InputError for a file that cannot be read, a mask or map of another size than the image, a mask without
-    hole, a map with unknown classes, and a small image that is larger than the result.
+    Raises InputError for a file that cannot be read, a mask or map of another size than the image, a picture that is
+    no mask or a mask without hole, a map with unknown classes, and a small image that is larger than the result.
     """
     found: dict[str, Tensor] = {}
     shape = None
@@ -84,7 +88,9 @@ def _mask(path: Path, shape: tuple[int, int], size: tuple[int, int]) -> Tensor:
     with suppress(OSError), Image.open(path) as opened:  # what cannot be opened is said below
         if opened.has_transparency_data:
             raise InputError(f"mask: '{path}' has transparency; save it in black and white, without an alpha channel")
-    light = _decoded("mask", path).max(axis=2) >= WHITE
+    pixels = _decoded("mask", path)
+    _check_mask(path, pixels)
+    light = pixels.max(axis=2) >= WHITE
     if light.shape != shape:
         (height, width), (image_height, image_width) = light.shape, shape
         raise InputError(
@@ -95,6 +101,17 @@ def _mask(path: Path, shape: tuple[int, int], size: tuple[int, int]) -> Tensor:
     if not hole.any():
         raise InputError(f"mask: '{path}' has no white inside the centre part that is used: nothing is to be made")
     return hole[None]
+
+
+def _check_mask(path: Path, pixels: np.ndarray) -> None:
+    """Raises InputError for a picture that is no mask. Soft edges and the noise of JPEG pass."""
+    lightest, darkest = pixels.max(axis=2), pixels.min(axis=2)
+    colour, grey = (lightest - darkest > COLOUR).mean(), ((lightest >= GREY[0]) & (lightest < GREY[1])).mean()
+    if colour > MANY or grey > MANY:
+        came = f"{colour:.0%} of its pixels have a colour" if colour > MANY else f"{grey:.0%} of its pixels are grey"
+        raise InputError(
+            f"mask: '{path}' is no mask: {came}; expected black and white, white where the image is to be made anew"
+        )
 
 
 def _map(path: Path, shape: tuple[int, int] | None, size: tuple[int, int], classes: int) -> Tensor:

@@ -23,6 +23,7 @@ from latentdiff.app.sampling.images import TEXT_KEY, Wanted, image_size
 from latentdiff.app.sampling.prompts import COLUMNS, Row
 from latentdiff.app.sampling.request import Reads, Request
 from latentdiff.app.schema import ROOTS, SampleConfig
+from latentdiff.config.compose import reason_of
 from latentdiff.config.errors import InputError
 from latentdiff.config.validate import validate
 from latentdiff.evaluation.card import source_revision
@@ -137,17 +138,24 @@ def repeated(cfg: DictConfig) -> tuple[DictConfig, list[Row]]:
             raise KeyError(damaged[0])
         for key in (*SETTINGS, *NODES):
             if key not in given and f"{key}.checkpoint" not in given:
-                OmegaConf.update(again, key, card["settings"][key], merge=False)
+                _put(again, key, card["settings"][key], cfg.card)
         again.checkpoint = cfg.checkpoint or card["checkpoint"]
         if "trainer.precision" not in given:
             again.trainer.precision = PRECISIONS[card["precision"]]
-    except (OmegaConfBaseException, KeyError, TypeError) as error:
+    except (KeyError, TypeError) as error:
         raise InputError(f"card: '{cfg.card}' has no {error} as sample.py writes it; it cannot be used") from error
     root = ROOTS["sample"]
     if faults := validate(again, injected=root.injected, runtime=root.runtime):
         raise InputError("\n".join(f"card: '{cfg.card}': {fault}" for fault in faults))
     rows = [{key: image[key] for key in COLUMNS if key in image} for image in card["images"]]
     return again, [Row(f"card: image {i}", row) for i, row in enumerate(rows)]
+
+
+def _put(cfg: DictConfig, key: str, value: object, card: str) -> None:
+    try:
+        OmegaConf.update(cfg, key, value, merge=False)
+    except OmegaConfBaseException as error:
+        raise InputError(f"card: '{card}': settings.{key}: {reason_of(error)}") from error
 
 
 def check_repeated(card: str, record: dict) -> None:

@@ -114,8 +114,8 @@ class Reads:
 def read_request(cfg: DictConfig, scenes: list[Scene] | None = None) -> Request:
     """What can be known before the model is loaded; ``scenes`` take the place of those that ``cfg`` gives.
 
-    Raises InputError: no seeds, lists that do not fit together, a label that is neither number nor name, a strength
-    outside (0, 1], a size that is none, files that are not there.
+    Raises InputError: no seeds, lists that do not fit together, a label that is neither number nor name, numbers that
+    are not finite in float32, a strength outside (0, 1], a size that is none, files that are not there.
     """
     seeds = _seeds(cfg.seeds)
     if cfg.batch_size < 1:
@@ -127,6 +127,9 @@ def read_request(cfg: DictConfig, scenes: list[Scene] | None = None) -> Request:
             "repaint: expected its settings; repaint.resample=1 only puts the known part back at each step"
         )
     scenes = scenes_given(cfg) if scenes is None else scenes
+    for scene in scenes:
+        if scene.numbers is not None and not abs(scene.numbers) <= torch.finfo(torch.float32).max:
+            raise scene.fault(InputError(f"numbers: expected a finite number, got {scene.numbers}"))
     for scene, name in itertools.product(scenes, FILES):
         path = getattr(scene, name)
         if path is not None and not path.is_file():

@@ -21,7 +21,7 @@ from latentdiff.app.run import run_dir as runs
 from latentdiff.app.run.run_lock import alone_in
 from latentdiff.app.sampling import record as sample_record
 from latentdiff.app.sampling.grid import GRID, save_first
-from latentdiff.app.sampling.images import image_size, wanted_images
+from latentdiff.app.sampling.images import cut_prompts, image_size, wanted_images
 from latentdiff.app.sampling.prompts import read_rows, scenes_of
 from latentdiff.app.sampling.request import Reads, Request, check_request, read_request
 from latentdiff.app.sampling.work import Work
@@ -61,6 +61,8 @@ def run(cfg: DictConfig) -> None:
     own = runs.prepare(cfg.run_dir, outputs=cfg.paths.outputs, name="samples") if ranks.first else Path()
     where = ranks.broadcast(own)
     with alone_in(where), ranks.together(where / SIGN), _cut_prompts_said():
+        if ranks.first:
+            run_record.check_own(where, "sample")
         standing = sample_record.take_up(where, record, ranks)
         if ranks.first:
             run_record.keep(where, cfg, program="sample", world_size=ranks.count, device=ranks.device.type)
@@ -83,8 +85,6 @@ def _requested(cfg: DictConfig) -> tuple[DictConfig, Request]:
 
 
 def _checkpoint(cfg: DictConfig) -> Path:
-    if cfg.checkpoint is None:
-        raise InputError("checkpoint: which one? Give checkpoint=PATH of stage two, or card=FILE to make images again")
     path = store.resolve(cfg.checkpoint, prefer=("last", "best"))
     kind = store.read_manifest(path).kind
     if kind in OTHERS:
@@ -94,10 +94,7 @@ def _checkpoint(cfg: DictConfig) -> Path:
 
 def _warn(generator: Generator, request: Request, count: int, batch_size: int, ranks: Ranks) -> None:
     """Of prompts that have more tokens than the model reads, and of processes without work."""
-    cut_captions = getattr(generator.pipeline.conditioner, "cut_captions", None)
-    texts = [text for scene in request.scenes for text in (scene.prompt, scene.negative_prompt) if text]
-    cut = cut_captions(list(dict.fromkeys(texts))) if cut_captions else []
-    if cut:
+    if cut := cut_prompts(generator.pipeline, request.scenes):
         named = "; ".join(f"'{text}' ({tokens} tokens)" for text, tokens in cut[:SHOWN])
         more = f" and {len(cut) - SHOWN} more" if len(cut) > SHOWN else ""
         warn(f"the model does not read the end of prompts that are too long: {named}{more}")

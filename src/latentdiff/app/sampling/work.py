@@ -6,18 +6,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from latentdiff.app.ranks import Ranks
-from latentdiff.app.sampling.grid import save_trajectories
-from latentdiff.app.sampling.images import Wanted, about, frame_images, make_images, png_text
+from latentdiff.app.sampling.grid import save_trajectories, trajectories
+from latentdiff.app.sampling.images import Wanted, about, frame_images, make_images, save_image
 from latentdiff.app.sampling.request import Request
 from latentdiff.config.errors import RunError
 from latentdiff.diffusion.trajectory import Trajectory
-from latentdiff.durable import new_file
 from latentdiff.generation.pipeline import LatentPipeline
 from latentdiff.generation.repaint import Repaint
 
@@ -53,7 +51,7 @@ class Work:
             images, steps = bar.add_task(f"images{share}", total=sum(map(len, own))), bar.add_task("steps", total=total)
             for numbers in own:
                 ranks.check()
-                if any(not self._file(i).exists() for i in numbers):
+                if self._lacks(numbers):
                     bar.reset(steps)
                     self._make(numbers, total, lambda: bar.advance(steps))
                 bar.advance(images, len(numbers))
@@ -64,6 +62,12 @@ class Work:
 
     def _file(self, number: int) -> Path:
         return self.where / self.record["images"][number]["file"]
+
+    def _lacks(self, numbers: range) -> bool:
+        """Whether a file of this batch is missing."""
+        part = [self.wanted[i] for i in numbers]
+        moving = trajectories(part, numbers[0]) if self.request.trajectory else ()
+        return not all(path.exists() for path in (*map(self._file, numbers), *(self.where / name for name in moving)))
 
     def _make(self, numbers: range, steps: int, advance: Callable[[], None]) -> None:
         """One batch. An image that was made among others before is made among as many of itself, in its old place."""
@@ -94,6 +98,4 @@ class Work:
 
     def _save(self, number: int, image: Tensor) -> None:
         record = {**self.record, "images": [self.record["images"][number]]}
-        text = png_text(about(self.wanted[number], self.request, record))
-        with new_file(self._file(number)) as staged:
-            Image.fromarray(image.permute(1, 2, 0).numpy()).save(staged, format="PNG", pnginfo=text)
+        save_image(self._file(number), image, about(self.wanted[number], self.request, record))

@@ -67,7 +67,15 @@ def read(folder: Path, file: WeightsFile | None = None) -> Foreign:
 
 
 def write(autoencoder: Autoencoder, statistics: Statistics, dest: Path, *, sample_size: int | None = None) -> list[str]:
-    """Writes the folder ``dest``, which diffusers loads strictly; returns what the reader should know.
+    """A new folder, see ``fill``."""
+    with durable.new_directory(dest) as folder:
+        return fill(autoencoder, statistics, folder, sample_size=sample_size)
+
+
+def fill(
+    autoencoder: Autoencoder, statistics: Statistics, folder: Path, *, sample_size: int | None = None
+) -> list[str]:
+    """Fills the empty ``folder``, which diffusers loads strictly; returns what the reader should know.
 
     ``sample_size``: the image size in training, from which diffusers derives the size of its tiles.
     Raises InputError where diffusers cannot build the autoencoder.
@@ -77,9 +85,8 @@ def write(autoencoder: Autoencoder, statistics: Statistics, dest: Path, *, sampl
     published = published_weights(autoencoder)
     names = diffusers_names(architecture)
     tensors = {name: _as_linear(name, published[own]).contiguous() for name, own in names.items()}
-    with durable.new_directory(dest) as staged:
-        (staged / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        save_file(tensors, staged / WEIGHTS[0], metadata={"format": "pt"})
+    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    save_file(tensors, folder / WEIGHTS[0], metadata={"format": "pt"})
     if architecture.codebook is not None and ("latents_std" in config or "shift_factor" in config):
         return [
             f"diffusers' VQModel reads neither shift_factor nor latents_mean and latents_std, which are in {CONFIG}"

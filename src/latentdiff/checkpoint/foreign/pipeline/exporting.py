@@ -123,20 +123,19 @@ def write_single_file(parts: Parts, dest: Path) -> list[str]:
     return found.write(dest)
 
 
-def write_folder(parts: Parts, dest: Path) -> list[str]:
-    """Writes the new folder ``dest``, a StableDiffusionPipeline, or without text an LDMPipeline; returns what its
+def fill_folder(parts: Parts, root: Path) -> list[str]:
+    """Fills the empty folder ``root``, a StableDiffusionPipeline, or without text an LDMPipeline; returns what its
     reader should know."""
     side = None if parts.size is None else parts.size // parts.codec.factor
     codec = parts.codec if statistics_of(parts.codec).is_one_scale else folded(parts.codec)
     index, place = (_WITHOUT, "vqvae") if parts.text is None else (_WITH_TEXT, "vae")
-    with durable.new_directory(dest) as staged:
-        notes = diffusers.write(codec.autoencoder, statistics_of(codec), staged / place, sample_size=parts.size)
-        notes += unet_diffusers.write(parts.unet, staged / "unet", sample_size=side)
-        if parts.text is not None:
-            _write_text(parts.text, staged)
-        with durable.new_directory(staged / "scheduler") as folder:
-            _write_json(folder / schedules.SCHEDULER, schedules.describe(parts.schedule))
-        _write_json(staged / INDEX, index)
+    notes = diffusers.write(codec.autoencoder, statistics_of(codec), root / place, sample_size=parts.size)
+    notes += unet_diffusers.write(parts.unet, root / "unet", sample_size=side)
+    if parts.text is not None:
+        _write_text(parts.text, root)
+    with durable.new_directory(root / "scheduler") as folder:
+        _write_json(folder / schedules.SCHEDULER, schedules.describe(parts.schedule))
+    _write_json(root / INDEX, index)
     return notes
 
 

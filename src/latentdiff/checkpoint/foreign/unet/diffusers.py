@@ -52,20 +52,23 @@ def read(folder: Path, file: WeightsFile | None = None) -> ForeignUNet:
 
 
 def write(unet: UNet, dest: Path, *, sample_size: int | None = None) -> list[str]:
-    """Writes the folder ``dest``, which diffusers loads strictly; returns what the reader should know.
+    """A new folder, see ``fill``."""
+    with durable.new_directory(dest) as folder:
+        return fill(unet, folder, sample_size=sample_size)
+
+
+def fill(unet: UNet, folder: Path, *, sample_size: int | None = None) -> list[str]:
+    """Fills the empty ``folder``, which diffusers loads strictly; returns what the reader should know.
 
     ``sample_size``: height and width of the latents in training. Raises InputError where diffusers has no such UNet.
     """
     architecture = of_module(unet)
     config = diffusers_config.describe(architecture, sample_size)
     tensors = to_diffusers(unet.state_dict(), architecture, CLASS_EMBEDDING)
-    with durable.new_directory(dest) as staged:
-        (staged / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        save_file(
-            {name: value.contiguous() for name, value in tensors.items()},
-            staged / WEIGHTS[0],
-            metadata={"format": "pt"},
-        )
+    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    save_file(
+        {name: value.contiguous() for name, value in tensors.items()}, folder / WEIGHTS[0], metadata={"format": "pt"}
+    )
     if architecture.vector_dim is not None:
         return ["diffusers takes the pooled vector as class_labels (class_embed_type: projection)"]
     return []
