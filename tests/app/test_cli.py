@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -41,3 +42,19 @@ def test_what_is_at_fault_in_the_input_is_told_with_exit_code_2(calls: list, cap
             cli.main(arguments)
         assert stop.value.code == 2
     assert calls == []
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [("doctr", "did you mean doctor"), ("sampel", r"did you mean sample\.py"), ("xyz", "no verb 'xyz'; --help")],
+)
+def test_the_nearest_verb_is_told(capsys, word: str, said: str) -> None:
+    with pytest.raises(SystemExit) as stop:
+        cli.main([word])
+    assert stop.value.code == 2
+    assert re.search(said, capsys.readouterr().err)
+
+
+def test_without_a_verb_the_help_is_shown(capsys) -> None:
+    assert cli.main([]) == 2
+    assert "verbs:" in capsys.readouterr().err

@@ -56,11 +56,15 @@ def test_texts_and_paths_arrive_in_the_job(program) -> None:
 
 def test_faults_are_listed_and_the_job_is_not_run(program, capsys) -> None:
     seen: list[DictConfig] = []
-    assert program(seen.append, "max_batchs=3", "seed=x", "task.p=high", "+task.q=1") == 2
-    lines = capsys.readouterr().err.splitlines()
-    assert seen == []
-    assert [line.split(":")[1].strip() for line in lines] == ["key seed", "key max_batchs", "key task.q", "key task.p"]
-    assert all(line.startswith("error: key ") for line in lines)
+    at_root, in_parts = ("max_batchs=3", "seed=x"), ("task.p=high", "+task.q=1")
+    named = {at_root: ["key seed", "key max_batchs"], in_parts: ["key task.q", "key task.p"]}
+    named[at_root + in_parts] = named[at_root]  # parts are looked at when the keys are right
+    for argv, keys in named.items():
+        assert program(seen.append, *argv) == 2
+        lines = capsys.readouterr().err.splitlines()
+        assert seen == []
+        assert [line.split(":")[1].strip() for line in lines] == keys
+        assert all(line.startswith("error: key ") for line in lines)
 
 
 def failing_at(errors: dict[int, BaseException], seen: list[int]):

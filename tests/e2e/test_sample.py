@@ -131,7 +131,7 @@ def edited(made: Path, folder: Path, **settings: object) -> Path:
     [
         ({"guidance": {"_target_": "os.system", "command": "true"}}, "guidance.*_target_.*os.system"),
         ({"sampler": None}, "card: .* has no 'sampler' as sample.py writes it"),
-        ({"batch_size": "all"}, "card: .* batch_size"),
+        ({"batch_size": "all"}, "card: .*samples.json': settings.batch_size: expected int, got 'all'"),
         ({"strength": "${oc.env:HOME}"}, "card: the settings in .* hold interpolations"),
     ],
 )

@@ -77,7 +77,9 @@ def test_cmmd_is_its_formula_without_the_diagonal(on_sets):
 
 
 def test_too_few_images(on_sets):
-    with pytest.raises(InputError, match=r"subsets of 1000 images, there are 999 generated ones.*subset_size"):
+    with pytest.raises(
+        InputError, match=r"subsets of 1000 images, there are 999.*metrics\.GROUP\.measures\.kid\.subset_size=N"
+    ):
         KernelDistance().check(None, 999)
     with pytest.raises(InputError, match="there are 10 real ones"):
         on_sets(KernelDistance(subset_size=20), normal(20, 4, 0), normal(10, 4, 1))

@@ -60,7 +60,7 @@ def trainer(cfg: DictConfig, files: DirectoryCheckpointIO) -> pl.Trainer:
             node,
             inject={
                 "callbacks": callbacks,
-                "logger": [build(logger) for logger in cfg.logger.values() if logger is not None],
+                "logger": [build(logger) for logger in (cfg.logger or {}).values() if logger is not None],
                 "plugins": [files],
                 "enable_progress_bar": terminal,
                 "default_root_dir": str(cfg.run_dir),

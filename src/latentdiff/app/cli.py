@@ -4,22 +4,35 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import signal
 import sys
 
 from latentdiff.app import completion
 from latentdiff.app.data import cache, shards
 from latentdiff.app.doctor import verb as doctor
 from latentdiff.app.evaluation import compare, reference
+from latentdiff.app.exit_codes import TERMINATED
 from latentdiff.app.export import verb as export
 from latentdiff.app.page import verb as page
 from latentdiff.app.sweep import verb as sweep
 from latentdiff.config.errors import InputError, RunError
+from latentdiff.config.faults import did_you_mean
+
+PROGRAMS = ("train.py", "evaluate.py", "sample.py")
+"""What might be meant by a word that is no verb."""
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs one verb and returns the exit code: 0 done, 1 where the system refuses (a full disk), 2 for input that is at
-    fault, 130 after Ctrl-C."""
-    arguments = commands().parse_args(argv)
+    fault, 130 after Ctrl-C. SIGTERM leaves with 143, and what was half written is removed first."""
+    words = sys.argv[1:] if argv is None else argv
+    parser = commands()
+    if not words:
+        parser.print_help(sys.stderr)
+        return 2
+    _check_verb(parser, words[0])
+    arguments = parser.parse_args(words)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
     try:
         arguments.run(arguments)
     except InputError as error:
@@ -55,6 +68,13 @@ def commands() -> argparse.ArgumentParser:
     )
     ema.set_defaults(run=_ema)
     return parser
+
+
+def _check_verb(parser: argparse.ArgumentParser, word: str) -> None:
+    """Leaves with exit code 2, and the nearest one, where ``word`` is no verb."""
+    verbs = [verb for action in parser._actions if isinstance(action.choices, dict) for verb in action.choices]
+    if not word.startswith("-") and word not in verbs:
+        parser.error(f"there is no verb '{word}'{did_you_mean(word, [*verbs, *PROGRAMS])}; --help lists them")
 
 
 def _add_import(verbs: argparse._SubParsersAction) -> None:

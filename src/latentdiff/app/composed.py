@@ -17,19 +17,22 @@ if TYPE_CHECKING:
 
 
 def checked(
-    configs: Path, config_name: str, program: str, overrides: Sequence[str]
+    configs: Path, config_name: str, program: str, overrides: Sequence[str], *, runs: bool = False
 ) -> tuple[DictConfig | None, list[Fault]]:
-    """The configuration, None where nothing can be composed, and the faults of command line, files and values."""
+    """The configuration, None where nothing can be composed, and its faults: all of the command line, the files and
+    the root keys; where there is none, of what the program works on, which has to be named if it ``runs`` with this;
+    then all of the parts, whose check alone imports torch."""
     from latentdiff.app import schema
     from latentdiff.config.compose import compose
     from latentdiff.config.validate import validate
 
     schema.register()
     cfg, faults = compose(configs, config_name, overrides)
+    if cfg is None:
+        return None, list(dict.fromkeys(faults))
     root = schema.ROOTS[program]
-    if cfg is not None:
-        faults = [*faults, *_strange(cfg, root), *validate(cfg, injected=root.injected, runtime=root.runtime)]
-    return cfg, list(dict.fromkeys(faults))
+    faults = [*faults, *_strange(cfg, root)] or _subject_faults(cfg, root, needed=runs)
+    return cfg, list(dict.fromkeys(faults or validate(cfg, injected=root.injected, runtime=root.runtime)))
 
 
 def _strange(cfg: DictConfig, root: Root) -> list[Fault]:
@@ -37,6 +40,22 @@ def _strange(cfg: DictConfig, root: Root) -> list[Fault]:
     known = [field.name for field in dataclasses.fields(root.schema)]
     near = {str(key): did_you_mean(str(key), known) for key in cfg if key not in known}
     return [Fault(key, f"this program reads no such key{hint}; leave it out") for key, hint in near.items()]
+
+
+def _subject_faults(cfg: DictConfig, root: Root, *, needed: bool) -> list[Fault]:
+    from omegaconf import OmegaConf
+
+    from latentdiff.checkpoint.lookup import resolve
+
+    given = {key: OmegaConf.select(cfg, key, throw_on_resolution_failure=False) for key in root.subjects}
+    try:
+        if given.get("checkpoint") is not None:
+            resolve(given["checkpoint"])
+        elif needed and given and not any(given.values()):
+            raise InputError(f"checkpoint: which one? Give one of {', '.join(f'{key}=PATH' for key in given)}")
+    except InputError as error:
+        return [Fault("", str(error))]
+    return []
 
 
 def composed(program: str, settings: list[str]) -> DictConfig:

@@ -104,7 +104,7 @@ def _check(args: Namespace, overrides: list[str], configs: Path, config_name: st
     if args.cfg is not None:
         line = expand_sweeps(configs, overrides)[0] if is_multirun(args) else overrides
         return compose(configs, args.config_name or config_name, line)[1]
-    return checked(configs, args.config_name or config_name, config_name, overrides)[1]
+    return checked(configs, args.config_name or config_name, config_name, overrides, runs=True)[1]
 
 
 def _with_config_dir(args: Namespace) -> list[str]:

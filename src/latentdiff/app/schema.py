@@ -24,18 +24,13 @@ class LatentConfig:
 class RunConfig:
     """What every program has."""
 
-    seed: int = 0
     run_dir: Optional[str] = None  # noqa: UP045
     print_config: bool = False
-    data: Any = None
     trainer: Any = None
-    metrics: Any = None
     sampler: Any = None
     guidance: Any = None
     first_stage: Any = None
     paths: Any = None
-    debug: Any = None
-    validate_every: Optional[int] = None  # noqa: UP045  the trainer groups refer to it; training gives it a value
 
 
 @dataclass
@@ -43,12 +38,16 @@ class TrainConfig(RunConfig):
     """train.py: counts are training batches and images, over all processes."""
 
     experiment: Optional[str] = None  # noqa: UP045
+    debug: Any = None
+    seed: int = 0
     max_batches: int = MISSING
     global_batch: int = MISSING
     validate_every: int = 500
     resume: str = "auto"
     resume_with_changed_data: bool = False
     latent: LatentConfig = field(default_factory=LatentConfig)
+    data: Any = None
+    metrics: Any = None
     task: Any = None
     logger: Any = None
     callbacks: Any = None
@@ -84,6 +83,9 @@ class EvaluateConfig(RunConfig):
     pipeline: Optional[str] = None  # noqa: UP045
     card: Optional[str] = None  # noqa: UP045
     weights: str = "ema"
+    data: Any = None
+    metrics: Any = None
+    seed: int = 0
     num_images: int = MISSING
     batch_size: int = MISSING
     repeats: int = 1
@@ -134,9 +136,13 @@ class Root:
     schema: type
     injected: Mapping[str, Collection[str]]
     runtime: Mapping[str, object]
+    subjects: tuple[str, ...] = ()
+    """Keys of which one says what the program works on."""
 
 
 _TRAINER_ARGUMENTS = ("callbacks", "logger", "plugins", "enable_progress_bar", "default_root_dir")
+
+EVALUATED = ("checkpoint", "images", "pipeline", "card")
 
 _RUNTIME = {"run_dir": "outputs/run", "trainer.precision": "32-true"}
 
@@ -146,8 +152,18 @@ ROOTS: Mapping[str, Root] = {
         injected={"task": ("codec",), "trainer": _TRAINER_ARGUMENTS},
         runtime={"latent.channels": 4, "latent.factor": 8, "experiment": "experiment", **_RUNTIME},
     ),
-    "evaluate": Root(EvaluateConfig, injected={"trainer": _TRAINER_ARGUMENTS}, runtime=_RUNTIME),
-    "sample": Root(SampleConfig, injected={"trainer": _TRAINER_ARGUMENTS}, runtime=_RUNTIME),
+    "evaluate": Root(
+        EvaluateConfig,
+        injected={"trainer": _TRAINER_ARGUMENTS},
+        runtime=_RUNTIME,
+        subjects=EVALUATED,
+    ),
+    "sample": Root(
+        SampleConfig,
+        injected={"trainer": _TRAINER_ARGUMENTS},
+        runtime=_RUNTIME,
+        subjects=("checkpoint", "card"),
+    ),
 }
 
 

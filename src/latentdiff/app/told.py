@@ -26,3 +26,8 @@ def shown_at_once() -> Iterator[None]:
             yield
     finally:
         show(printed.getvalue().removesuffix("\n"))
+
+
+def counted(number: int, what: str) -> str:
+    """``1 core``, ``4,000 cores``."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"

@@ -25,6 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from latentdiff.config import resolvers
 from latentdiff.config.faults import Fault, did_you_mean
+from latentdiff.config.instantiate import NODE_KEYS
 from latentdiff.config.misread import ELSEWHERE, misread
 
 resolvers.register()
@@ -66,7 +67,8 @@ def compose(configs: Path, config_name: str, overrides: Sequence[str]) -> tuple[
                 culprit = _culprit(error, parsed)
                 if culprit is None:
                     faults += _unknown_faults(unknown, None, loader)
-                    return None, faults if faults and _is_unchosen(error) else [*faults, _file_fault(error, configs)]
+                    own = [*_unknown_roots(parsed, config_name, loader), _file_fault(error, configs)]
+                    return None, faults if faults and _is_unchosen(error) else [*faults, *own]
                 parsed.remove(culprit)
                 if _is_unknown(error):
                     unknown.append(culprit)
@@ -129,7 +131,7 @@ def _group_faults(override: Override, loader: ConfigLoader) -> Iterator[Fault]:
         return
     value = override.value()
     for option in value if isinstance(value, list) else [value]:
-        if option is None or option == "???" or (isinstance(option, str) and option.removesuffix(".yaml") in options):
+        if option == "???" or (isinstance(option, str) and option.removesuffix(".yaml") in options):
             continue
         absent = f"there is no '{group}/{option}'{did_you_mean(str(option), options)}" if option else "choose one"
         yield Fault(group, absent + _available(options))
@@ -182,11 +184,11 @@ def _value_fault(override: Override, error: Exception) -> Fault:
         return Fault(key, "is given more than once; leave one")
     if "is already at" in str(error):
         return Fault(key, f"exists already; write {key}=VALUE without the +")
-    reason = _reason(error.__cause__ or error)
+    reason = reason_of(error.__cause__ or error)
     return Fault(key, f"{reason} (in '{override.input_line}')")
 
 
-def _reason(error: BaseException) -> str:
+def reason_of(error: BaseException) -> str:
     """OmegaConf's first line, with types as Python calls them."""
     line = (str(error).splitlines() or [type(error).__name__])[0]
     words = {"Integer": "int", "Float": "float", "Boolean": "bool (true or false)", "String": "str"}
@@ -210,15 +212,32 @@ def _unknown_faults(unknown: Sequence[Override], cfg: DictConfig | None, loader:
         names = [] if cfg is None else [name for name in _keys(cfg, "") if not name.startswith("hydra.")]
         names += [] if "." in key else _groups("", loader)
         meant = [name for name in ELSEWHERE.get(key, ()) if name in names]
-        near = (
-            f"; did you mean {' or '.join(meant)}?"
-            if meant
-            else did_you_mean(key, [name for name in names if name != key and not name.startswith(f"{key}/")])
-        )
-        verb = "removed" if override.is_delete() else "set"
-        absent = "this program has no such key" if _options(key, loader) else f"there is no such key to be {verb}"
-        faults.append(Fault(key, absent + near))
+        near = f"; did you mean {' or '.join(meant)}?" if meant else ""
+        if _options(key, loader):
+            faults.append(Fault(key, f"this program has no such key{near}"))
+            continue
+        near = near or did_you_mean(key, [name for name in names if name != key]) or _beside(key, cfg)
+        faults.append(Fault(key, f"there is no such key to be {'removed' if override.is_delete() else 'set'}{near}"))
     return faults
+
+
+def _beside(key: str, cfg: DictConfig | None) -> str:
+    """The keys of the node in which ``key`` is not."""
+    owner = key.rpartition(".")[0]
+    node = OmegaConf.select(cfg, owner, throw_on_resolution_failure=False) if cfg is not None and owner else None
+    names = [str(name) for name in node if name not in NODE_KEYS] if isinstance(node, DictConfig) else []
+    return f"; {owner} has {', '.join(names)}" if names else ""
+
+
+def _unknown_roots(parsed: Sequence[Override], config_name: str, loader: ConfigLoader) -> list[Fault]:
+    """Keys that no choice would bring: neither of the program's schema nor a group."""
+    schema = ConfigStore.instance().repo.get(f"{config_name}_schema.yaml")
+    if schema is None:
+        return []
+    fields = [str(name) for name in schema.node]  # type: ignore[union-attr]
+    keys = [each.key_or_group for each in parsed if not each.is_add() and "." not in each.key_or_group]
+    strange = [key for key in keys if key not in fields and not _options(key, loader)]
+    return [Fault(key, f"there is no such key to be set{did_you_mean(key, fields)}") for key in strange]
 
 
 def _keys(node: DictConfig, prefix: str) -> Iterator[str]:
@@ -243,7 +262,7 @@ def _file_fault(error: Exception, configs: Path) -> Fault:
         rest = match["rest"]
         key = re.search(r"full_key: (\S+)", rest)
         full_key, near = key[1] if key else "", ""
-        reason = _reason(ValueError(rest))
+        reason = reason_of(ValueError(rest))
         unknown = re.match(r"Key '(.+?)' (is )?not in '(\w+)'", rest)
         if unknown:
             schemas = [node.node for node in ConfigStore.instance().repo.values() if hasattr(node, "node")]

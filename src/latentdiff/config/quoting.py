@@ -47,6 +47,8 @@ PATH_KEYS = (
 """Files, folders, URLs, shard patterns, and overrides of another run; ``${...}`` stays an interpolation."""
 SWITCHES = ("backbone.checkpoint", "data.weights")
 """Keys of ``PATH_KEYS`` that are none."""
+OPTIONAL_GROUPS = ("debug", "logger", "metrics")
+"""Groups of which nothing may be chosen: a null, which Hydra refuses on the command line, is an empty list to it."""
 
 _OVERRIDE = re.compile(r"(\+{0,2})([A-Za-z_][\w.\-]*)=(.*)", re.DOTALL)
 _QUOTED = re.compile(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"", re.DOTALL)
@@ -55,7 +57,8 @@ _OPENING, _CLOSING = "[{(", "]})"
 
 
 def quote_overrides(overrides: Sequence[str], *, multirun: bool = False) -> list[str]:
-    """The overrides with the values of text and path keys quoted; quoting twice changes nothing.
+    """The overrides with the values of text and path keys quoted; quoting twice changes nothing. ``logger=null`` is put
+    as Hydra takes it.
 
     In a multirun a comma still sweeps over paths, and ``choice(...)`` over texts.
     """
@@ -83,6 +86,8 @@ def _quote_override(override: str, multirun: bool) -> str:
     if match is None:
         return override
     plus, key, value = match.groups()
+    if key in OPTIONAL_GROUPS and value.strip().lower() == "null":
+        return f"{plus}{key}=[]"
     is_text = _listed(key, TEXT_KEYS)
     if not (is_text or _listed(key, PATH_KEYS)) or (multirun and _SWEEP.fullmatch(value)):
         return override

@@ -28,7 +28,10 @@ SCHEMA = 2
 SEED_RULE = "image i: base * 2^32 + i"
 PREPARATION = "largest centred part of the shape, then bicubic with antialiasing (data.transforms.CoverCrop)"
 """Of the samples' own images, in conditions and references that the data give."""
-PACKAGES = ("torch", "torchvision", "torchmetrics", "torch-fidelity", "open-clip-torch", "numpy", "pillow")
+PACKAGES = (
+    *("torch", "torchvision", "torchmetrics", "torch-fidelity", "open-clip-torch", "transformers", "numpy", "pillow"),
+    *("pytorch-lightning", "hydra-core", "wandb"),
+)
 CUT = "cut"
 """Column of ``cut_captions``."""
 _PLACES = ("checkpoint", "device")

@@ -27,7 +27,8 @@ def results_table(
 ) -> Table:
     """One row per number, nested names joined by dots, with the standard deviation that ``spread`` has for it; lists
     are left to the file."""
-    table, apart = Table("metric", title=title), dict(flattened(spread or {}))
+    table = Table("metric", title=title, min_width=min(len(title), 80))  # a narrower one breaks its title
+    apart = dict(flattened(spread or {}))
     table.add_column("value", justify="right")
     for name, value in flattened(results):
         if not isinstance(value, (list, tuple)):

@@ -81,7 +81,7 @@ class KernelDistance:
         if count < self.subset_size:
             raise InputError(
                 f"KID takes subsets of {self.subset_size} images, there are {count} {whose} ones; give more, or lower "
-                "the option subset_size of KernelDistance, which the card tells"
+                "its subset_size: metrics.GROUP.measures.kid.subset_size=N, which the card tells"
             )
 
     def _subset(self, features: Tensor, number: int, whose: str) -> Tensor:

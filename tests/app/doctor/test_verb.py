@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from latentdiff.app.doctor import run as doctor_run
 from latentdiff.app.doctor import trial
 from latentdiff.app.doctor.findings import NOTE, OK, PROBLEM, WIDTH, Finding
 from latentdiff.app.doctor.run import in_hours
-from latentdiff.app.run.summary import in_short
+from latentdiff.app.run.summary import held_back, in_short
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 TINY = (
@@ -127,6 +128,20 @@ def test_a_gpu_that_is_not_there_is_a_problem(doctor, monkeypatch: pytest.Monkey
     code, found, _ = doctor(*TINY[:2], "trainer=gpu")
     assert code == 1
     assert found["device"][0] == PROBLEM
+
+
+@pytest.mark.parametrize(
+    ("val", "training", "validation", "said"),
+    [
+        (None, 24, 16, "16 of 40 samples are held back for validation; data.val names others"),
+        (None, 84, 16, ""),
+        ("val.tar", 4, 16, ""),
+    ],
+)
+def test_much_that_is_held_back_is_told(val: str | None, training: int, validation: int, said: str) -> None:
+    data = SimpleNamespace(train_set=range(training), val_set=range(validation), source=SimpleNamespace(val=val))
+    assert (held_back(data) or "").startswith(said)
+    assert bool(held_back(data)) is bool(said)
 
 
 @pytest.mark.parametrize(

@@ -185,6 +185,15 @@ def test_a_sweep_s_folder_is_not_an_evaluation_s(checkpoint, evaluated, tmp_path
         evaluated(checkpoint[1], "num_images=7", "sweep.steps=[2]")
 
 
+@pytest.mark.parametrize("mark", ["metrics.jsonl", "samples.json", "environment.json"])
+def test_a_folder_of_another_program_is_left(checkpoint, evaluated, tmp_path, mark):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / mark).write_text('{"program": "train"}')
+    with pytest.raises(InputError, match=f"run_dir: .* holds {mark}, which is not of evaluate.py; give another"):
+        evaluated(checkpoint[1], "num_images=7")
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [mark]
+
+
 def test_one_number_by_two_metrics_stops_before_any_image(checkpoint, evaluated, monkeypatch):
     monkeypatch.setattr(one_evaluation, "fill", None)
     smaller = ("metrics.small.measures.kid.subset_size=5", "num_images=7")

@@ -57,6 +57,22 @@ def test_what_no_run_of_the_program_has_made_is_refused(run_dir: Path, tmp_path:
 
 
 @pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("environment.json", "{}"),
+        ("environment.json", "[]"),
+        ("environment.json", '{"program": "train", "revision": null, "searched": 3}'),
+        ("overrides.yaml", "a: b"),
+        ("overrides.yaml", "[1]"),
+    ],
+)
+def test_files_of_something_else_are_refused(run_dir: Path, file: str, content: str) -> None:
+    (run_dir / file).write_text(content)
+    with pytest.raises(InputError, match="holds no readable"):
+        expanded(["--from", str(run_dir)], "train")
+
+
+@pytest.mark.parametrize(
     ("then", "now", "said"),
     [
         ("a" * 40, "a" * 40, ""),

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from latentdiff.app.told import counted
 from latentdiff.config.errors import InputError
 
 if TYPE_CHECKING:
@@ -130,9 +131,8 @@ def _make(arguments: argparse.Namespace) -> None:
         print("interrupted; the same command goes on behind the last complete shard", file=sys.stderr)
         raise
     resumed = f" ({summary.resumed} of them before the interruption)" if summary.resumed else ""
-    print(
-        f"{summary.samples} images{resumed} in {summary.shards} shards, {_mebibytes(summary.bytes)}: {arguments.dest}"
-    )
+    shards = counted(summary.shards, "shard")
+    print(f"{summary.samples} images{resumed} in {shards}, {_mebibytes(summary.bytes)}: {arguments.dest}")
     _list(summary.notes)
     if summary.notes:
         print(f"all of them: {Path(arguments.dest) / LEFT_OUT_NAME}", file=sys.stderr)
@@ -156,7 +156,7 @@ def _index(arguments: argparse.Namespace) -> None:
     with _bar("indexing", None) as advance:
         summary = index_shards(arguments.urls, processes=arguments.processes, progress=advance)
     samples, size = (sum(values) for values in zip(*((info.samples, info.bytes) for info in summary.shards)))
-    print(f"{samples} samples in {len(summary.shards)} shards, {_mebibytes(size)}: indexed")
+    print(f"{samples} samples in {counted(len(summary.shards), 'shard')}, {_mebibytes(size)}: indexed")
     if summary.without_image:
         print(f"{summary.without_image} keys without an image: no samples", file=sys.stderr)
     if summary.unreadable:
@@ -179,7 +179,7 @@ def _verify(arguments: argparse.Namespace) -> None:
             f"{len(unindexed)} shards have no index, first {unindexed[0]}: only their headers were checked; run "
             f"'latentdiff shards index {os.path.dirname(unindexed[0])}'"
         )
-    print(f"{len(shards)} samples in {len(shards.table.paths)} shards: as the index says")
+    print(f"{len(shards)} samples in {counted(len(shards.table.paths), 'shard')}: as the index says")
 
 
 def _damage_table(damaged: Sequence[ShardDamage]) -> Table:

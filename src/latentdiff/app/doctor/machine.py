@@ -13,6 +13,8 @@ import torch
 
 import latentdiff
 from latentdiff.app.doctor.findings import NOTE, OK, PROBLEM, Finding
+from latentdiff.app.doctor.memory import available_memory, total_memory
+from latentdiff.app.told import counted
 from latentdiff.checkpoint.space import free_bytes, readable
 from latentdiff.data.worker import available_cores
 from latentdiff.evaluation.card import source_revision
@@ -51,7 +53,8 @@ def examine_machine(*, outputs: str, data: str) -> Iterator[Finding]:
     bf16 = "bfloat16" if computes_in_bf16("cpu") else "no bfloat16: trains in float32"
     memory = total_memory()
     held = "" if memory is None else f", {readable(memory)} of memory, {readable(available_memory())} of it available"
-    yield Finding(OK, "CPU", f"{available_cores()} cores, {bf16}{held}; torch uses {torch.get_num_threads()} threads")
+    cores, threads = counted(available_cores(), "core"), counted(torch.get_num_threads(), "thread")
+    yield Finding(OK, "CPU", f"{cores}, {bf16}{held}; torch uses {threads}")
     for key, folder in (("paths.outputs", outputs), ("paths.data", data)):
         yield _disk(key, Path(folder))
     yield from _extras()
@@ -61,7 +64,7 @@ def examine_machine(*, outputs: str, data: str) -> Iterator[Finding]:
 def _gpus() -> Iterator[Finding]:
     if not torch.cuda.is_available():
         built = f"torch is built for CUDA {torch.version.cuda}" if torch.version.cuda else "torch is built without CUDA"
-        yield Finding(NOTE, "GPU", f"none that torch can use ({built}); everything runs on the CPU")
+        yield Finding(NOTE, "GPU", f"none that torch can use ({built}); trainer=auto takes the CPU")
         return
     nccl = ".".join(map(str, torch.cuda.nccl.version())) if torch.distributed.is_nccl_available() else "none"
     yield Finding(OK, "CUDA", f"{torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}, NCCL {nccl}")
@@ -73,24 +76,6 @@ def _gpus() -> Iterator[Finding]:
         busy = free < total / 2
         note = "; another process holds more than half of its memory" if busy else ""
         yield Finding(NOTE if busy else OK, f"GPU {index}", text + note)
-
-
-def total_memory() -> int | None:
-    """Bytes of the machine; None where the system does not say."""
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (ValueError, OSError, AttributeError):
-        return None
-
-
-def available_memory() -> int | None:
-    """Bytes that a new process can have; the machine's where the system (macOS) does not tell them apart."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return total_memory()
-    kilobytes = {name: int(value.split()[0]) for name, _, value in (line.partition(":") for line in lines)}
-    return kilobytes["MemAvailable"] * 1024
 
 
 def _disk(key: str, folder: Path) -> Finding:

@@ -15,13 +15,13 @@ from omegaconf import DictConfig, OmegaConf
 
 from latentdiff.app import build as make
 from latentdiff.app.doctor.findings import NOTE, OK, PROBLEM, Finding
-from latentdiff.app.doctor.machine import available_memory
+from latentdiff.app.doctor.memory import available_memory
 from latentdiff.app.doctor.trial import OutOfMemoryError, Trial, scaled_down, train_some
 from latentdiff.app.launch import find_configs
 from latentdiff.app.run import cached_run, preflight
 from latentdiff.app.run import first_stage as stage_one
 from latentdiff.app.run.condition_check import check_conditioner
-from latentdiff.app.run.summary import in_short, parameters
+from latentdiff.app.run.summary import held_back, in_short, parameters
 from latentdiff.checkpoint.models import load_codec
 from latentdiff.checkpoint.space import free_bytes, readable
 from latentdiff.config.compose import opened
@@ -53,6 +53,8 @@ def examine_run(cfg: DictConfig, *, steps: int) -> Iterator[Finding]:
         try:
             data, found = _data(cfg, small, Path(scratch))
             yield found
+            if (text := None if found.level == NOTE else held_back(data)) is not None:
+                yield Finding(NOTE, "validation", text)
             codec, found = _codec(cfg, first, data)
             if found is not None:
                 yield found

@@ -19,7 +19,7 @@ from pytorch_lightning.callbacks import Callback
 from torch import nn
 
 from latentdiff.app import build as make
-from latentdiff.app.doctor.machine import available_memory
+from latentdiff.app.doctor.memory import available_memory
 from latentdiff.app.run.summary import parts
 from latentdiff.checkpoint.space import tensor_bytes
 from latentdiff.data.datamodule import DataModule

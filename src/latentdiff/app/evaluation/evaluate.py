@@ -22,10 +22,10 @@ from latentdiff.app.ranks import Ranks, launched
 from latentdiff.app.run import record as run_record
 from latentdiff.app.run import run_dir as runs
 from latentdiff.app.run.run_lock import alone_in
+from latentdiff.app.schema import EVALUATED
 from latentdiff.config.errors import InputError
 from latentdiff.evaluation.compare import RESULTS
 
-SUBJECTS = ("checkpoint", "images", "pipeline", "card")
 CHOICES = {"conditions": ("data", "made"), "weights": ("ema", "model"), "save_samples": (None, "png", "npz")}
 SIGN = ".fault"
 """In the run directory while one of several processes has failed and the others do not know yet."""
@@ -67,6 +67,8 @@ def _run(cfg: DictConfig, ranks: Ranks, where: Path, console: Console) -> None:
     sweeping = any(values is not None for values in cfg.sweep.values())
     if ranks.first and (where / (RESULTS if sweeping else WHOLE)).exists():
         raise InputError(f"run_dir: '{where}' holds {'an evaluation' if sweeping else 'a sweep'}; give another")
+    if ranks.first:
+        run_record.check_own(where, "evaluate")
     if sweeping:
         run_sweep(cfg, ranks, where, console)
         _record(cfg, ranks, where)
@@ -103,9 +105,7 @@ def _make_room(cfg: DictConfig, parts: Parts, ranks: Ranks, where: Path) -> None
 
 
 def _check_subject(cfg: DictConfig) -> None:
-    given = [name for name in SUBJECTS if cfg[name] is not None]
-    if not given:
-        raise InputError(f"checkpoint: which one? Give one of {', '.join(f'{name}=PATH' for name in SUBJECTS)}")
+    given = [name for name in EVALUATED if cfg[name] is not None]
     if len([name for name in given if name != "card"]) > 1:
         raise InputError(f"{' and '.join(given)}: an evaluation is of one of them; give one")
 

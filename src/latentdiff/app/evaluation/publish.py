@@ -31,7 +31,7 @@ def publish(cfg: DictConfig, parts: Parts, found: Evaluation, where: Path, ranks
     clear(where)
     _show(cfg, parts, found, console)
     console.print(
-        f"results: {where / RESULTS}   grid: {where / GRID}   report: {where / REPORT}", soft_wrap=True, markup=False
+        f"results: {where / RESULTS}\ngrid:    {where / GRID}\nreport:  {where / REPORT}", soft_wrap=True, markup=False
     )
 
 

@@ -40,31 +40,39 @@ def _again(run_dir: Path, given: list[str], program: str) -> list[str]:
     from latentdiff.app.run.record import ENVIRONMENT, OVERRIDES
 
     try:
-        saved = yaml.safe_load((run_dir / OVERRIDES).read_text(encoding="utf-8")) or []
+        saved = _lines(yaml.safe_load((run_dir / OVERRIDES).read_text(encoding="utf-8")) or [])
         made = json.loads((run_dir / ENVIRONMENT).read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
+        maker, revision, searched = made["program"], made["revision"], _lines(made["searched"])
+    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
         raise InputError(
             f"{FLAG}: '{run_dir}' holds no readable {OVERRIDES} and {ENVIRONMENT}, which every run writes when it "
             f"starts; name the run directory of {program}.py"
         ) from error
-    if made["program"] != program:
-        raise InputError(f"{FLAG}: '{run_dir}' was made by {made['program']}.py; give the same to that program")
-    _warn_of_other_code(run_dir, made)
+    if maker != program:
+        raise InputError(f"{FLAG}: '{run_dir}' was made by {maker}.py; give the same to that program")
+    _warn_of_other_code(run_dir, revision)
     replaced = {*map(_key, given), *OWN}
-    searched = [] if any(each.startswith("--config-dir") for each in given) else made["searched"]
+    searched = [] if any(each.startswith("--config-dir") for each in given) else searched
     folders = [f"hydra.searchpath=[{','.join(map(repr, searched))}]"] if searched else []
     return [*folders, *(line for line in saved if _key(line) not in replaced), *given]
+
+
+def _lines(value: object) -> list[str]:
+    """Raises TypeError where ``value`` is no list of texts."""
+    if not isinstance(value, list) or not all(isinstance(line, str) for line in value):
+        raise TypeError
+    return value
 
 
 def _key(argument: str) -> str:
     return argument.lstrip("+~").partition("=")[0]
 
 
-def _warn_of_other_code(run_dir: Path, made: dict) -> None:
+def _warn_of_other_code(run_dir: Path, then: str | None) -> None:
     import latentdiff
     from latentdiff.evaluation.card import source_revision
 
-    then, now = made["revision"], source_revision(Path(latentdiff.__file__).parent)
+    now = source_revision(Path(latentdiff.__file__).parent)
     if then != now:
         warn(f"'{run_dir}' was made by the code of commit {_short(then)}, this is {_short(now)}; results may differ")
     elif (now or "").endswith("+changes"):

@@ -11,6 +11,8 @@ from torch import nn
 from latentdiff.data.datamodule import DataModule
 
 WIDTH, COLUMN = 80, 15
+MUCH = 0.2
+"""Share of the samples that is much for validation."""
 COPIES = ("ema", "power_ema")
 """Parts of a module that are averages of others."""
 
@@ -25,6 +27,7 @@ def summary(
     rows = {
         "experiment": f"{cfg.experiment} ({module.kind})",
         "data": f"{source}: {samples}, {len(data.val_set):,} validation images at {cfg.data.size} px",
+        "note": held_back(data),
         "first stage": first_stage,
         "latents": " x ".join(str(side) for side in _latent(module, cfg.data.size)),
         "parameters": parameters(module),
@@ -37,6 +40,17 @@ def summary(
             indent = {"initial_indent": f"{name:{COLUMN}}", "subsequent_indent": " " * COLUMN}
             lines += textwrap.wrap(str(value), WIDTH, **indent, break_on_hyphens=False, break_long_words=False)
     return "\n".join(lines)
+
+
+def held_back(data: DataModule) -> str | None:
+    """What is said where much of a small set is held back from training because no ``data.val`` is named."""
+    held, rest = len(data.val_set), len(data.train_set)
+    if getattr(data.source, "val", "") is not None or held <= MUCH * (held + rest):
+        return None
+    return (
+        f"{held} of {held + rest} samples are held back for validation; data.val names others, "
+        "data.module.source.held_back their share"
+    )
 
 
 def parts(module: nn.Module) -> dict[str, nn.Module]:
