@@ -50,7 +50,7 @@ def test_a_folder_becomes_shards(folder: Path, shards: Path, capsys, tmp_path: P
     assert [(shard["name"], shard["samples"]) for shard in index["shards"]] == [("00000.tar", PICTURES)]
     assert cli.main(["shards", "make", str(folder), str(tmp_path / "again")]) == 0
     said = capsys.readouterr()
-    assert f"{PICTURES} images in 1 shards" in said.out
+    assert f"{PICTURES} images in 1 shard," in said.out
     assert "8 no caption:\n  000.png" in said.err
     assert "1 unreadable:\n  broken.jpg" in said.err
 

@@ -103,7 +103,7 @@ def test_the_label_and_the_base_decide(programs, ldm: Path, classifier: Path, tm
 def test_negative_prompts_and_trajectories(programs, ldm: Path, tmp_path: Path) -> None:
     base = (*programs.use, f"checkpoint={ldm}", 'prompt=["a red circle", "a box"]', "seeds=[0,1,2]", "batch_size=4")
     base += ("guidance.scale=2000.0", "sampler.steps=3")
-    chosen = {"empty": 'negative_prompt=""', "none": "seed=0", "blue": "negative_prompt=a blue star"}
+    chosen = {"empty": 'negative_prompt=""', "none": "paste=true", "blue": "negative_prompt=a blue star"}
     for name, negative in chosen.items():
         programs.done("sample", *base, negative, "trajectory=true", f"run_dir={tmp_path / name}")
     empty, none, blue = (pixels(tmp_path / name / "grid.png") for name in ("empty", "none", "blue"))
