@@ -16,12 +16,13 @@ from latentdiff.config.validate import validate
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("notebooks/*.md")])
+QUICK = [path if path.name == "README.md" else pytest.param(path, marks=pytest.mark.slow) for path in DOCUMENTS]
 PROGRAM = re.compile(r"(?:python|torchrun .*?|srun .*?) (train|evaluate|sample)\.py (.*)")
 PLACEHOLDER = re.compile(r"=(NAME|N|S|T|M|TEXT)\b|=DD:|\.\.\.|\||\[[a-z_.]+=|<|[$]|--(cfg|help|info|shell)")
 """What a command is not, but its pattern: optional arguments in brackets, names to be replaced, shell variables."""
 
 
-@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", QUICK, ids=lambda path: path.name)
 def test_commands_compose(path: Path) -> None:
     schema.register()
     for program, line in _commands(path):

@@ -50,6 +50,7 @@ def test_a_grid_of_trainings_ends_with_a_report_and_goes_on(programs, autoencode
     assert states(tmp_path / "s") == ["done"] * 4
 
 
+@pytest.mark.slow
 def test_a_search_trains_with_the_program(programs, autoencoder: Path, tmp_path: Path, monkeypatch, capsys) -> None:
     path = written_space(programs, autoencoder, tmp_path, trials=1, batches=3)
     space = read_space(path, REPOSITORY / "configs", [], None)
