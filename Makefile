@@ -38,7 +38,7 @@ test-faults: install
 # Skipped with the reason where there is no Chromium: playwright's own (playwright install chromium) or the system's.
 test-browser: install
 	$(BIN)/python -m pip install --quiet -e '.[browser,demo]'
-	$(BIN)/python -m pytest -m browser -rs
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m browser -rs
 
 test-gpu: install
 	$(BIN)/python -m pytest -m gpu
