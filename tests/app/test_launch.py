@@ -23,29 +23,6 @@ max_batches: 10
 global_batch: 4
 data: {train: null}
 """
-FILES = {
-    "train.yaml": ROOT,
-    "hydra/plain.yaml": "# @package hydra\nrun: {dir: .}\nsweep: {dir: ., subdir: .}\noutput_subdir: null\n",
-    "sampler/ddim.yaml": "steps: 5\n",
-    "sampler/euler.yaml": "steps: 6\n",
-    "task/plain.yaml": "_target_: torch.nn.Dropout\np: 0.25\n",
-}
-
-
-@pytest.fixture
-def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """``program(job, *argv) -> exit code`` in an empty folder with a configs/ of its own."""
-    for name, text in FILES.items():
-        path = tmp_path / "configs" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-    monkeypatch.chdir(tmp_path)
-
-    def run(job, *argv: str) -> int:
-        monkeypatch.setattr(sys, "argv", [str(tmp_path / "train.py"), *argv])
-        return launch.run(job, "train")
-
-    return run
 
 
 def test_texts_and_paths_arrive_in_the_job(program) -> None:

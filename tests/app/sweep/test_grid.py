@@ -9,14 +9,11 @@ from pathlib import Path
 import pytest
 from omegaconf import DictConfig
 
-from latentdiff.app import launch
-from latentdiff.app.sweep import grid_job
-from latentdiff.app.sweep import record as record
+from latentdiff.app.sweep import grid_job, record
 from latentdiff.app.sweep.report import make_report
 from latentdiff.config.errors import InputError
 
-FILES = {
-    "train.yaml": """
+ROOT = """
 defaults: [train_schema, _self_, sampler: ddim, task: plain, hydra: plain]
 experiment: plain
 max_batches: 10
@@ -24,28 +21,7 @@ global_batch: 4
 data: {train: null}
 paths: {outputs: out}
 logger: {wandb: {group: null}}
-""",
-    "hydra/plain.yaml": "# @package hydra\nrun: {dir: .}\nsweep: {dir: ., subdir: .}\noutput_subdir: null\n",
-    "sampler/ddim.yaml": "steps: 5\n",
-    "sampler/euler.yaml": "steps: 6\n",
-    "task/plain.yaml": "_target_: torch.nn.Dropout\np: 0.25\n",
-}
-
-
-@pytest.fixture
-def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """``program(job, *argv) -> exit code`` in an empty folder with a configs/ of its own."""
-    for name, text in FILES.items():
-        path = tmp_path / "configs" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-    monkeypatch.chdir(tmp_path)
-
-    def run(job, *argv: str) -> int:
-        monkeypatch.setattr(sys, "argv", [str(tmp_path / "train.py"), *argv])
-        return launch.run(job, "train")
-
-    return run
+"""
 
 
 def states(folder: str | Path) -> dict[int, str]:
